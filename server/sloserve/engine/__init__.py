@@ -1,0 +1,1 @@
+"""The loop around a runner; knows no torch."""

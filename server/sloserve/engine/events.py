@@ -1,0 +1,64 @@
+"""What goes into the loop and what comes out of it."""
+
+from dataclasses import dataclass
+
+from sloserve.engine.runner import Logprobs
+from sloserve.engine.sampling import SamplingParams
+from sloserve.errors import Reason
+from sloserve.slo import Decision, Promise
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """
+    One sequence to generate. `arrival_s` is on the loop's own monotonic clock, and may lie in
+    the past (the age a gateway told).
+    """
+
+    key: str  # unique in this process
+    prompt: list[int]
+    sampling: SamplingParams
+    promise: Promise
+    arrival_s: float
+    last_hop: bool = True
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The first event of every request: what becomes of its promise. Declined is also its last."""
+
+    decision: Decision
+    reason: Reason = Reason.NONE
+    message: str = ""
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """
+    Newly visible output. Tokens held back (incomplete UTF-8, a possible stop string) come later,
+    so `text` may be empty while `num_tokens` is not, and the other way round at the end.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    stage: int
+    emitted_s: float
+    num_output: int  # output tokens so far, these included
+    num_cached: int  # prompt tokens found in the prefix cache
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = ()  # on the first chunk, when asked for
+    finish_reason: str | None = None  # "stop", "length"; None: more to come
+    stop_reason: str | int | None = None  # the stop string or token id that ended it
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The request ends without an answer: the loop failed, or dropped it with a reason."""
+
+    reason: Reason
+    message: str
+
+
+Event = Decided | Chunk | Broken

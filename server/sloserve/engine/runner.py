@@ -1,0 +1,79 @@
+"""The seam between the loop and whatever computes a step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sloserve.engine.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the loop must know of a model."""
+
+    name: str
+    vocab_size: int
+    max_model_len: int  # prompt + output tokens at most
+    eos_ids: tuple[int, ...]
+    block_size: int
+    num_blocks: int
+    kv_bytes_per_token: int
+    dtype: str
+    device: str
+    hardware: str  # a line a person recognises: CPU or GPU name and thread count
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """
+    One request's part of a step: tokens[start : start + count] are computed.
+
+    `tokens` is the request's whole list (prompt and output), shared and not to be changed; the
+    keys and values of position p go to block_table[p // block_size]. `sample` says that the
+    last computed position is the last known token, so a new token is drawn.
+    """
+
+    request_id: int
+    tokens: Sequence[int]
+    num_prompt: int
+    start: int
+    count: int
+    block_table: Sequence[int]
+    sample: bool
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural log probabilities of one chosen token and of its best alternatives."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A row's outcome; `prompt` holds logprobs of the chunk's prompt tokens when asked for."""
+
+    token_id: int | None = None  # None: the prefill goes on
+    logprobs: Logprobs | None = None
+    prompt: tuple[Logprobs, ...] = field(default=())
+
+
+class Runner(Protocol):
+    """Computes steps. Owns the KV memory and the per-request random state, nothing else."""
+
+    facts: ModelFacts
+
+    def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
+        """One forward pass over one ragged batch; the outcomes in the order of `rows`."""
+        ...
+
+    def forget(self, request_id: int) -> None:
+        """Drop what is kept of a finished or cancelled request."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and threads."""
+        ...

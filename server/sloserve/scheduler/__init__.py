@@ -1,0 +1,1 @@
+"""Owns the state of every request and the accounting of KV blocks."""

@@ -1,0 +1,130 @@
+"""
+What crosses a process: header names, the promise as JSON, a replica's report.
+
+The only place that knows these names. Both sides parse with the same code.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from sloserve.errors import BadInput
+from sloserve.slo import Bank, Offer, OnInfeasible, Stage, Ttft
+
+# Between client and gateway (a replica alone understands them as well).
+SLO_CLASS = "x-slo-class"
+SLO_TTFT_MS = "x-slo-ttft-ms"
+SLO_TPOT_MS = "x-slo-tpot-ms"
+SLO_TTFT_MS_ALIASES = ("x-llm-d-slo-ttft-ms",)
+SLO_TPOT_MS_ALIASES = ("x-llm-d-slo-tpot-ms",)
+SLO_STAGE = "x-slo-stage"
+SLO_DECISION = "x-slo-decision"
+SLO_REASON = "x-slo-reason"
+SLO_REPLICA = "x-slo-replica"
+SLO_HOPS = "x-slo-hops"
+SESSION_ID = "x-session-id"
+REQUEST_ID = "x-request-id"
+
+# Between gateway and replica; dropped when a client sends them to a gateway.
+INTERNAL_PREFIX = "x-sloserve-"
+AGE_MS = "x-sloserve-age-ms"
+PROMISE = "x-sloserve-promise"
+LAST_HOP = "x-sloserve-last-hop"
+ANNOTATE = "x-sloserve-annotate"
+PROMPT_TOKENS = "x-sloserve-prompt-tokens"
+REPORT = "x-sloserve-report"
+
+
+def offer_to_json(offer: Offer) -> str:
+    """Compact JSON of an offer, one line, for the `x-sloserve-promise` header."""
+    ttft: dict[str, float] = (
+        {"target": offer.ttft.target_s}
+        if offer.ttft.target_s is not None
+        else {"slowdown": offer.ttft.slowdown or 0.0, "floor": offer.ttft.floor_s}
+    )
+    stages = [[s.name, s.tpot_s, s.until] for s in offer.stages]
+    return json.dumps(
+        {
+            "class": offer.slo_class,
+            "ttft": ttft,
+            "stages": stages,
+            "onInfeasible": offer.on_infeasible.value,
+            "weight": offer.weight,
+            "bank": offer.bank.value,
+        },
+        separators=(",", ":"),
+    )
+
+
+def offer_from_json(text: str) -> Offer:
+    """The offer in an `x-sloserve-promise` header. Raises BadInput on anything else."""
+    try:
+        raw: dict[str, Any] = json.loads(text)
+        ttft = raw["ttft"]
+        return Offer(
+            slo_class=str(raw["class"]),
+            ttft=Ttft(
+                target_s=float(ttft["target"]) if "target" in ttft else None,
+                slowdown=float(ttft["slowdown"]) if "slowdown" in ttft else None,
+                floor_s=float(ttft.get("floor", 0.0)),
+            ),
+            stages=tuple(Stage(str(n), float(t), u) for n, t, u in raw["stages"]),
+            on_infeasible=OnInfeasible(raw["onInfeasible"]),
+            weight=float(raw["weight"]),
+            bank=Bank(raw["bank"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"not a promise: {error!r} in {text[:200]!r}", field=PROMISE) from error
+
+
+def annotation(*, num_tokens: int, stage: int) -> str:
+    """The SSE comment line that precedes an event (`x-sloserve-annotate: 1`)."""
+    return f": n={num_tokens} stage={stage}\n"
+
+
+def parse_annotation(line: bytes) -> tuple[int, int] | None:
+    """(tokens, stage) of an annotation line; None for any other comment."""
+    if not line.startswith(b": n="):
+        return None
+    try:
+        count, _, stage = line[4:].strip().partition(b" stage=")
+        return int(count), int(stage)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """The interval of prompt lengths (tokens) that would be admitted now; empty when max < min."""
+
+    min_tokens: int
+    max_tokens: int
+
+    def contains(self, num_tokens: int) -> bool:
+        """Whether a prompt of this length would be admitted."""
+        return self.min_tokens <= num_tokens <= self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """
+    How a replica feels: what routing reads, in Prometheus text or piggy-backed on an answer.
+
+    `state` is "loading", "ready" or "draining". Times in seconds, sizes in tokens and blocks.
+    """
+
+    service: str
+    replica: str
+    state: str
+    frontier: dict[str, Frontier] = field(default_factory=dict)
+    earliest_first_token_s: dict[str, float] = field(default_factory=dict)
+    tightest_tpot_s: float = 0.0  # of the promised requests that run; 0: none runs
+    token_supply_per_s: float = 0.0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    waiting_prefill_tokens: int = 0
+    zero_load_fixed_s: float = 0.0
+    zero_load_per_token_s: float = 0.0
+    config_generation: int = 0
