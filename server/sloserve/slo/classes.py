@@ -82,6 +82,17 @@ class SloClass:
         """The least TPOT (seconds) over the stages."""
         return min(stage.tpot_s for stage in self.stages)
 
+    def offer(self) -> "Offer":
+        """What a request of this class asks for when its headers change nothing."""
+        return Offer(
+            slo_class=self.name,
+            ttft=self.ttft,
+            stages=self.stages,
+            on_infeasible=self.on_infeasible,
+            weight=self.weight,
+            bank=self.bank,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
