@@ -1,0 +1,68 @@
+"""What it costs, in replica-seconds, to send a request to a replica."""
+
+from sloserve.routing.types import Ask, Replica
+from sloserve.wire import Report
+
+
+def fits(ask: Ask, replica: Replica) -> bool:
+    """
+    Whether the replica's frontier for the class holds this prompt.
+
+    The frontier speaks of a request that arrives now; this one is `age_s` old, may ask for less
+    time than its class, and stands behind prompts sent since the report. That delay D costs an
+    absolute TTFT D / (seconds per prompt token) tokens at the upper end; for any TTFT, what is
+    left must still cover the prompt's own service time. A class that the report does not know
+    yet (added live) fits as far as that goes.
+    """
+    report = replica.report
+    assert report is not None
+    per_token_s = report.zero_load_per_token_s
+    delay_s = max(0.0, ask.age_s + ask.tightened_s) + replica.unreported_tokens * per_token_s
+    if delay_s > 0.0:
+        zero_load_s = ask.zero_load_s(report)
+        queued_s = replica.unreported_tokens * per_token_s
+        if ask.ttft.resolve_s(zero_load_s) - ask.age_s - queued_s < zero_load_s:
+            return False
+    frontier = report.frontier.get(ask.slo_class)
+    if frontier is None:
+        return True
+    max_tokens: float = frontier.max_tokens
+    if ask.ttft.target_s is not None and per_token_s > 0.0:
+        max_tokens -= delay_s / per_token_s
+    return frontier.min_tokens <= ask.num_prompt_tokens <= max_tokens
+
+
+def cost_s(
+    ask: Ask, replica: Replica, *, expected_output: float, saved_tokens: int, spread: bool
+) -> float:
+    """
+    Replica-seconds lost by sending it there.
+
+        waiting and prefill   (tokens queued + own prompt - tokens cached) * s per token
+        company               n * R * s per token
+        supply lost           n * (w/τ - w/τ_running) * τ      0 when τ >= τ_running
+
+    n = expected output tokens, R = requests running there, τ = the class's tightest TPOT,
+    w = fixed seconds of a step: of every τ seconds, w are lost to tokens, so a tighter τ than
+    the tightest that runs takes supply from everybody. An idle replica has all to lose, and
+    company costs as much once R * (s per token) = w: requests are packed until a batch is
+    compute-bound, and spread beyond. `spread` (overload) leaves the supply out.
+    """
+    report = replica.report
+    assert report is not None
+    per_token_s = report.zero_load_per_token_s
+    queued = report.waiting_prefill_tokens + replica.unreported_tokens
+    num_company = max(report.num_running + report.num_waiting, replica.num_inflight)
+    cost = (queued + max(0, ask.num_prompt_tokens - saved_tokens)) * per_token_s
+    cost += expected_output * num_company * per_token_s
+    if not spread:
+        cost += expected_output * _supply_lost(ask.tpot_s, report) * ask.tpot_s
+    return cost
+
+
+def _supply_lost(tpot_s: float, report: Report) -> float:
+    running_s = report.tightest_tpot_s
+    if tpot_s <= 0.0 or 0.0 < running_s <= tpot_s:
+        return 0.0
+    lost = min(1.0, report.zero_load_fixed_s / tpot_s)
+    return lost - (min(1.0, report.zero_load_fixed_s / running_s) if running_s > 0.0 else 0.0)
