@@ -13,6 +13,7 @@ from sloserve.slo import Bank, Offer, OnInfeasible, Stage, Ttft
 
 # Between client and gateway (a replica alone understands them as well).
 SLO_CLASS = "x-slo-class"
+SLO_CLASS_ALIASES = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 SLO_TTFT_MS = "x-slo-ttft-ms"
 SLO_TPOT_MS = "x-slo-tpot-ms"
 SLO_TTFT_MS_ALIASES = ("x-llm-d-slo-ttft-ms",)
@@ -22,6 +23,7 @@ SLO_DECISION = "x-slo-decision"
 SLO_REASON = "x-slo-reason"
 SLO_REPLICA = "x-slo-replica"
 SLO_HOPS = "x-slo-hops"
+SLO_NOTE = "x-slo-note"  # what a header asked for and did not get (a clamped target)
 SESSION_ID = "x-session-id"
 REQUEST_ID = "x-request-id"
 

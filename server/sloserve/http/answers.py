@@ -1,0 +1,191 @@
+"""
+The answers that OpenAI clients expect, as JSON bytes: whole answers, chunks, usage.
+
+Dicts and `json.dumps`: pydantic costs several times as much per token.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def encode(value: object) -> bytes:
+    """Compact JSON; half a surrogate pair becomes `?` instead of an exception."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one answer; `num_cached` of the prompt came from the prefix cache."""
+
+    num_prompt: int
+    num_output: int
+    num_cached: int = 0
+
+    def json(self) -> Json:
+        """OpenAI's `usage` object."""
+        return {
+            "prompt_tokens": self.num_prompt,
+            "completion_tokens": self.num_output,
+            "total_tokens": self.num_prompt + self.num_output,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token with its natural log probability (None: nothing precedes it) and alternatives."""
+
+    text: str
+    logprob: float | None
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer, or the new part of one."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    text_offset: int = 0  # characters before `text`, for the offsets of completion logprobs
+
+
+class Answers:
+    """Builds what belongs to one request: same id, time and model throughout."""
+
+    def __init__(self, *, request_id: str, model: str, chat: bool) -> None:
+        self.chat = chat
+        self.id = f"{'chatcmpl' if chat else 'cmpl'}-{request_id}"
+        self._created = int(time.time())
+        self._model = model
+        self._greeted: set[int] = set()
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
+        """The answer that is not streamed."""
+        kind = "chat.completion" if self.chat else "text_completion"
+        parts = [self._whole_chat(c) if self.chat else self._completion(c) for c in choices]
+        return encode({**self._head(kind), "choices": parts, "usage": usage.json()})
+
+    def chunk(self, choice: Choice, *, usage: Usage | None = None, usage_field: bool) -> bytes:
+        """
+        One streamed part. `usage_field`: OpenAI sends `usage: null` in every chunk of a stream
+        that will end with usage.
+        """
+        part = self._chat_delta(choice) if self.chat else self._completion(choice)
+        return self._chunk([part], usage, usage_field=usage_field)
+
+    def usage(self, usage: Usage) -> bytes:
+        """The last chunk: no choices, the usage."""
+        return self._chunk([], usage, usage_field=True)
+
+    def _chunk(self, parts: list[Json], usage: Usage | None, *, usage_field: bool) -> bytes:
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        body: Json = {**self._head(kind), "choices": parts}
+        if usage is not None or usage_field:
+            body["usage"] = None if usage is None else usage.json()
+        return encode(body)
+
+    def _head(self, kind: str) -> Json:
+        return {"id": self.id, "object": kind, "created": self._created, "model": self._model}
+
+    def _whole_chat(self, choice: Choice) -> Json:
+        return {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": chat_logprobs(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+
+    def _chat_delta(self, choice: Choice) -> Json:
+        delta: Json = {"content": choice.text}
+        if choice.index not in self._greeted:  # the role comes with the first token, not before
+            self._greeted.add(choice.index)
+            delta = {"role": "assistant", **delta}
+        part: Json = {
+            "index": choice.index,
+            "delta": delta,
+            "logprobs": chat_logprobs(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+        }
+        if choice.finish_reason is not None:
+            part["stop_reason"] = choice.stop_reason
+        return part
+
+    def _completion(self, choice: Choice) -> Json:
+        part: Json = {
+            "index": choice.index,
+            "text": choice.text,
+            "logprobs": completion_logprobs(choice.logprobs, start=choice.text_offset),
+            "finish_reason": choice.finish_reason,
+        }
+        if choice.finish_reason is not None:
+            part["stop_reason"] = choice.stop_reason
+        return part
+
+
+def chat_logprobs(logprobs: Sequence[TokenLogprob] | None) -> Json | None:
+    """Chat's shape: a list of tokens with their alternatives."""
+    if logprobs is None:
+        return None
+
+    def entry(text: str, logprob: float | None) -> Json:
+        value = -9999.0 if logprob is None else max(logprob, -9999.0)
+        return {"token": text, "logprob": value, "bytes": list(text.encode("utf-8", "replace"))}
+
+    content = [
+        {**entry(t.text, t.logprob), "top_logprobs": [entry(*top) for top in t.top]}
+        for t in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(logprobs: Sequence[TokenLogprob] | None, *, start: int) -> Json | None:
+    """
+    Completion's shape: four parallel lists. `start` is the offset of the first token.
+
+    Of alternatives that read alike the likeliest is kept; the chosen token is always there.
+    """
+    if logprobs is None:
+        return None
+    offsets, at, tops = [], start, []
+    for token in logprobs:
+        offsets.append(at)
+        at += len(token.text)
+        best: dict[str, float] = {}
+        for text, logprob in token.top:
+            best.setdefault(text, max(logprob, -9999.0))
+        if token.logprob is not None:
+            best.setdefault(token.text, max(token.logprob, -9999.0))
+        tops.append(best if token.logprob is not None else None)
+    return {
+        "tokens": [t.text for t in logprobs],
+        "token_logprobs": [
+            None if t.logprob is None else max(t.logprob, -9999.0) for t in logprobs
+        ],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }
+
+
+def model_list(names: Sequence[str], *, max_model_len: int, created: int) -> bytes:
+    """`GET /v1/models`."""
+    cards = [
+        {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "sloserve",
+            "max_model_len": max_model_len,
+        }
+        for name in names
+    ]
+    return encode({"object": "list", "data": cards})

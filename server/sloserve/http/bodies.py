@@ -1,0 +1,316 @@
+"""
+The requests that OpenAI clients send, as pydantic models.
+
+OpenAI's fields and vLLM's extras; unknown fields are tolerated. Every bad value is a BadInput
+that names the field, the value and what is allowed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from sloserve.errors import BadInput
+
+MAX_CHOICES = 128
+MAX_PROMPTS = 256
+MAX_STOPS = 64
+MAX_LOGPROBS = 20
+MAX_BIASES = 1024
+
+
+def _strings(value: object) -> object:
+    """A string or a list of strings, as a list."""
+    texts = [value] if isinstance(value, str) else value
+    if texts is None:
+        return []
+    if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
+        raise PydanticCustomError(
+            "shape", "allowed: a string or a list of strings, none of them empty"
+        )
+    return texts
+
+
+def _prompts(value: object) -> object:
+    """A string, strings, token ids, or lists of token ids; as a list of prompts."""
+    if isinstance(value, str) or _token_ids(value):
+        return [value]
+    if isinstance(value, list) and value:
+        if len(value) > MAX_PROMPTS:
+            raise PydanticCustomError(
+                "shape",
+                "{n} prompts, allowed: 1 to {most} in one request",
+                {"n": len(value), "most": MAX_PROMPTS},
+            )
+        if all(isinstance(p, str) for p in value) or all(_token_ids(p) for p in value):
+            return value
+    raise PydanticCustomError(
+        "shape", "allowed: a string, a list of strings, a list of token ids, or a list of those"
+    )
+
+
+def _token_ids(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in value)
+    )
+
+
+def _biases(value: object) -> object:
+    """Token id to bias; JSON keys are strings."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        raise PydanticCustomError(
+            "shape", "allowed: an object of at most {most} token ids", {"most": MAX_BIASES}
+        )
+    found: dict[int, float] = {}
+    for key, bias in value.items():
+        try:
+            token_id, amount = int(key), float(bias)
+        except (TypeError, ValueError):
+            token_id, amount = -1, 0.0
+        if token_id < 0 or not -100 <= amount <= 100:
+            raise PydanticCustomError(
+                "shape",
+                "got {entry}, allowed: token ids with a bias from -100 to 100",
+                {"entry": f"{key!r}: {bias!r}"[:80]},
+            )
+        found[token_id] = amount
+    return found
+
+
+Strings = Annotated[list[str], BeforeValidator(_strings), Field(max_length=MAX_STOPS)]
+Prompts = Annotated[list[str | list[int]], BeforeValidator(_prompts)]
+Biases = Annotated[dict[int, float], BeforeValidator(_biases)]
+
+
+class Body(BaseModel):
+    """What all bodies share: unknown fields tolerated, no NaN or infinity."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class StreamOptions(Body):
+    """`include_usage`: a last chunk with usage; `continuous_usage_stats`: usage in every chunk."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """Only plain text is served; the rest is refused by name."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str = "text"
+
+
+class SamplingBody(Body):
+    """How the tokens are chosen; None leaves it to the model's own defaults."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    logit_bias: Biases = Field(default_factory=dict)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: Strings = Field(default_factory=list)
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=MAX_STOPS)
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(None, ge=0)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """Answers wanted per prompt."""
+        return self.n or 1
+
+    def check(self) -> None:
+        """What one field alone can't tell. Raises BadInput."""
+        if self.stream_options is not None and not self.stream:
+            raise BadInput("only allowed when stream is true", field="stream_options")
+        kind = self.response_format.type if self.response_format else "text"
+        if kind != "text":
+            raise BadInput(f"got {kind!r}, allowed: 'text'", field="response_format.type")
+
+
+class ContentPart(BaseModel):
+    """One part of a message; only text is served."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    text: str | None = None
+
+
+class Message(BaseModel):
+    """One turn; fields beside role and content go to the chat template as they are."""
+
+    model_config = ConfigDict(extra="allow")
+    role: str = Field(min_length=1, max_length=64)
+    content: str | list[ContentPart] | None = None
+
+    def for_template(self, where: str) -> dict[str, Any]:
+        """The turn with its text parts joined. Raises BadInput for other kinds of parts."""
+        turn = self.model_dump(exclude_none=True)
+        if isinstance(self.content, list):
+            for part in self.content:
+                if part.type != "text" or part.text is None:
+                    raise BadInput(
+                        f"got a part of type {part.type[:40]!r}, allowed: 'text' with a text",
+                        field=f"{where}.content",
+                    )
+            turn["content"] = "\n".join(part.text or "" for part in self.content)
+        return {"content": "", **turn}
+
+
+class ChatBody(SamplingBody):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def max_output(self) -> int | None:
+        """Output tokens wanted at most; None: the rest of the context."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise BadInput("only allowed when logprobs is true", field="top_logprobs")
+        if self.tools and self.tool_choice != "none":
+            raise BadInput("tool calls are not served; allowed: no tools", field="tools")
+
+    def turns(self) -> list[dict[str, Any]]:
+        """The conversation for the chat template."""
+        return [m.for_template(f"messages[{i}]") for i, m in enumerate(self.messages)]
+
+
+class CompletionBody(SamplingBody):
+    """`POST /v1/completions`."""
+
+    prompt: Prompts
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    suffix: str | None = None
+
+    @property
+    def max_output(self) -> int:
+        """Output tokens wanted at most."""
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    def check(self) -> None:
+        super().check()
+        if self.best_of is not None and self.best_of != self.num_choices:
+            raise BadInput(
+                f"got {self.best_of}, allowed: the same as n ({self.num_choices})", field="best_of"
+            )
+        if self.suffix:
+            raise BadInput("not served; allowed: empty", field="suffix")
+        if self.max_output == 0 and not self.echo:
+            raise BadInput("got 0, allowed: 1 or more (0 only with echo)", field="max_tokens")
+        if len(self.prompt) * self.num_choices > MAX_PROMPTS:
+            raise BadInput(
+                f"{len(self.prompt)} prompts x n = {self.num_choices}, allowed: at most"
+                f" {MAX_PROMPTS} answers in one request",
+                field="n",
+            )
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize`: a prompt or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    add_special_tokens: bool | None = None
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0)]]
+
+
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
+
+
+def parse(kind: type[AnyBody], raw: bytes) -> AnyBody:
+    """The body in `raw`. Raises BadInput: field, value, what is allowed."""
+    try:
+        body = kind.model_validate_json(raw)
+    except ValidationError as error:
+        raise explain(error, kind) from None
+    if isinstance(body, SamplingBody):
+        body.check()
+    return body
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> BadInput:
+    """A validation error in the caller's words."""
+    first = error.errors(include_url=False, include_context=True)[0]
+    where = _path(first["loc"])
+    if first["type"] == "json_invalid":
+        return BadInput(
+            f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
+        )
+    if first["type"] == "missing":
+        return BadInput("is missing", field=where)
+    if first["type"] == "shape":
+        return BadInput(first["msg"], field=where)
+    allowed = _allowed(kind, first)
+    return BadInput(f"got {_short(first['input'])}, allowed: {allowed}", field=where or None)
+
+
+def _path(loc: Sequence[int | str]) -> str:
+    """`messages[0].content`; the names of union members are left out."""
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not part.startswith(("list[", "dict[")) and part not in ("str", "int"):
+            text += f".{part}" if text else part
+    return text
+
+
+def _allowed(kind: type[BaseModel], error: ErrorDetails) -> str:
+    """The range of a number with both its ends, or what pydantic says of other things."""
+    info = kind.model_fields.get(str(error["loc"][0])) if len(error["loc"]) == 1 else None
+    bounds: Mapping[str, Any] = {
+        name: getattr(m, name)
+        for m in (info.metadata if info else ())
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(m, name)
+    }
+    if not bounds:
+        return error["msg"].removeprefix("Input should be ")
+    low = f"from {bounds['ge']}" if "ge" in bounds else f"above {bounds.get('gt')}"
+    high = f" to {bounds['le']}" if "le" in bounds else " up"
+    whole = "a whole number " if info and "int" in str(info.annotation) else "a number "
+    return f"{whole}{low}{high}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,158 @@
+"""Running HTTP servers: bind first, serve until told to stop, drain, close."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from sloserve.errors import BadInput, Failed
+
+log = logging.getLogger(__name__)
+
+App = Callable[..., Any]
+"""An ASGI application."""
+
+EXIT_INTERRUPTED = 130
+DRAIN_POLL_S = 0.05
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, `[::1]:PORT` or `:PORT` (all addresses); port 0 takes a free one."""
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise BadInput(f"got {text!r}, allowed: HOST:PORT with a port from 0 to 65535")
+    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """
+    A listening socket. Raises Failed with the address and what to do when it is taken.
+
+    Binding comes before everything that takes time, so that a taken port is told at once.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+            sock.listen(2048)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise Failed(
+            f"can't listen on {host}:{port}: {error.strerror or error};"
+            " stop what uses it, or choose another port (0 takes a free one)"
+        ) from None
+    sock.setblocking(False)
+    return sock
+
+
+def url_of(sock: socket.socket, *, tls: bool = False) -> str:
+    """The base URL of a listening socket, for people."""
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{shown}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An application and where it listens; TLS from two files."""
+
+    app: App
+    sock: socket.socket
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: `Stop` decides."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(listeners: Sequence[Listener], *, grace_s: float = 5.0) -> AsyncIterator[None]:
+    """
+    Serve while the block runs. On leaving, sockets close and open answers get `grace_s` seconds.
+    """
+    servers = [_Server(_config(listener, grace_s)) for listener in listeners]
+    tasks = [
+        asyncio.create_task(server.serve(sockets=[listener.sock]))
+        for server, listener in zip(servers, listeners, strict=True)
+    ]
+    try:
+        while not all(server.started for server in servers):
+            for task in tasks:
+                if task.done():
+                    raise Failed(f"the HTTP server did not start: {task.exception()}")
+            await asyncio.sleep(0.005)
+        yield
+    finally:
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)
+
+
+def _config(listener: Listener, grace_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        listener.app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+        ssl_certfile=listener.tls_cert,
+        ssl_keyfile=listener.tls_key,
+    )
+
+
+class Stop:
+    """SIGTERM and SIGINT ask to stop; a second one asks to stop at once."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.at_once = asyncio.Event()
+        self.exit_code = 0
+
+    def install(self) -> None:
+        """Listen to the signals; only in the main thread."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._got, signum)
+
+    def _got(self, signum: signal.Signals) -> None:
+        log.info("got %s", signum.name)
+        if self.asked.is_set():
+            self.at_once.set()
+        self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else 0
+        self.asked.set()
+
+    async def drained(self, is_idle: Callable[[], bool], *, timeout_s: float) -> bool:
+        """Wait until `is_idle`, a second signal, or the time is up; True when idle."""
+        end_s = time.monotonic() + timeout_s
+        while not is_idle():
+            if self.at_once.is_set() or time.monotonic() > end_s:
+                return False
+            await asyncio.sleep(DRAIN_POLL_S)
+        return True
+
+
+def run(main: Coroutine[Any, Any, int]) -> int:
+    """Run a server's main coroutine on uvloop; its exit code."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
