@@ -12,7 +12,7 @@ _SECONDS = {
     "h": Decimal(3600),
     "d": Decimal(86400),
 }
-_PART = r"\d+(?:\.\d+)?(?:ms|s|m|h|d)"
+_PART = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d)"
 _DURATION = re.compile(f"(?:{_PART})+")
 _MAX_LENGTH = 32
 
@@ -27,7 +27,7 @@ _BYTES = {
     "Gi": 2**30,
     "Ti": 2**40,
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)(k|M|G|T|Ki|Mi|Gi|Ti|)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(k|M|G|T|Ki|Mi|Gi|Ti|)")
 
 
 def parse_duration(value: object, *, field: str, days: bool = False) -> float:
@@ -46,7 +46,7 @@ def parse_duration(value: object, *, field: str, days: bool = False) -> float:
     text = str(value)
     known = len(text) <= _MAX_LENGTH and _DURATION.fullmatch(text)
     if not known or ("d" in text and not days):
-        hint = f"; is it {text}ms or {text}s?" if re.fullmatch(r"\d+(\.\d+)?", text) else ""
+        hint = f"; is it {text}ms or {text}s?" if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else ""
         raise BadInput(
             f"{text[:64]!r} is not a duration{hint or f'; write 500ms, 2s or 1m30s ({units})'}",
             field=field,

@@ -12,6 +12,7 @@ from sloserve.slo.duration import format_duration, parse_duration
 
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 MAX_NAME = 40
+_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 D = TypeVar("D")
 E = TypeVar("E", bound=StrEnum)
@@ -93,7 +94,7 @@ class Fields:
             raise BadInput(
                 f"has {len(value)} characters; at most {longest} are allowed", field=self.at(key)
             )
-        if pattern is not None and not re.fullmatch(pattern, value):
+        if pattern is not None and not re.fullmatch(pattern, value, re.ASCII):
             raise BadInput(f"is {value!r}; must be {hint}", field=self.at(key))
         return value
 
@@ -152,6 +153,8 @@ class Fields:
             return default
         try:
             if isinstance(value, bool) or not isinstance(value, int | float | str):
+                raise InvalidOperation
+            if isinstance(value, str) and not _DECIMAL.fullmatch(value):
                 raise InvalidOperation
             number = Decimal(str(value))
             if not Decimal(least) <= number <= Decimal(most) or number != round(number, 6):
