@@ -5,6 +5,8 @@ The only place that knows these names. Both sides parse with the same code.
 """
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +36,7 @@ PROMISE = "x-sloserve-promise"
 LAST_HOP = "x-sloserve-last-hop"
 ANNOTATE = "x-sloserve-annotate"
 PROMPT_TOKENS = "x-sloserve-prompt-tokens"
+STAGE_TOKENS = "x-sloserve-stage-tokens"  # answers not streamed: "40,12;38,9", stages, then choices
 REPORT = "x-sloserve-report"
 
 
@@ -91,6 +94,28 @@ def parse_annotation(line: bytes) -> tuple[int, int] | None:
     try:
         count, _, stage = line[4:].strip().partition(b" stage=")
         return int(count), int(stage)
+    except ValueError:
+        return None
+
+
+_ANNOTATION = re.compile(rb"^: n=(\d{1,9}) stage=(\d{1,3})\n", re.MULTILINE)
+
+
+def split_annotations(events: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+    """Whole events without their annotation lines, and the (tokens, stage) those told."""
+    marks = [(int(count), int(stage)) for count, stage in _ANNOTATION.findall(events)]
+    return (_ANNOTATION.sub(b"", events) if marks else events), marks
+
+
+def stage_tokens(choices: Sequence[Sequence[int]]) -> str:
+    """The `x-sloserve-stage-tokens` header: output tokens per stage, for every choice."""
+    return ";".join(",".join(str(count) for count in stages) for stages in choices)
+
+
+def parse_stage_tokens(text: str) -> list[list[int]] | None:
+    """Output tokens per choice and stage; None when it says nothing of the kind."""
+    try:
+        return [[int(count) for count in stages.split(",")] for stages in text.split(";")]
     except ValueError:
         return None
 
