@@ -3,26 +3,33 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sloserve.planner import Tier
-from sloserve.slo import Decision, Promise, TokenDeadlines
+from sloserve.planner import Row, Tier
+from sloserve.slo import Bank, Decision, Promise, TokenDeadlines
 
 
 class Status(StrEnum):
     """Where a request stands."""
 
-    WAITING = "waiting"  # no decision yet, or preempted
+    WAITING = "waiting"  # holds no blocks: no decision yet, not started, or preempted
     RUNNING = "running"
     FINISHED = "finished"
     DECLINED = "declined"
     CANCELLED = "cancelled"
+    FAILED = "failed"
 
 
 MOVES = {  # anything else is a bug, and asserts
-    Status.WAITING: {Status.RUNNING, Status.DECLINED, Status.CANCELLED},
-    Status.RUNNING: {Status.WAITING, Status.FINISHED, Status.CANCELLED},  # back = preempted
+    Status.WAITING: {Status.RUNNING, Status.DECLINED, Status.CANCELLED, Status.FAILED},
+    Status.RUNNING: {  # back to waiting = preempted
+        Status.WAITING,
+        Status.FINISHED,
+        Status.CANCELLED,
+        Status.FAILED,
+    },
     Status.FINISHED: set(),
     Status.DECLINED: set(),
     Status.CANCELLED: set(),
+    Status.FAILED: set(),
 }
 
 
@@ -43,23 +50,63 @@ class Request:
     last_hop: bool = True  # False: decline at once rather than defer or degrade
     cache_salt: str = ""  # extra key of the prefix hash (adapter, model)
     reuse_prefix: bool = True
+    streamed: bool = True  # False: judged as a whole, at its end
+    known_output: int | None = None  # the oracle's output length; only a simulator knows it
     status: Status = Status.WAITING
     tier: Tier = Tier.PROMISED
     decision: Decision | None = None
+    promoted: bool = False  # was degraded or relegated, and got its promise back
     num_computed: int = 0
     num_cached: int = 0  # prompt tokens that came from the prefix cache
     blocks: list[int] = field(default_factory=list)
-    stage: int = 0
+    stage: int = 0  # of the coming token
     num_preemptions: int = 0
+    num_late_after_first: int = 0
+    ttft_kept: bool = False
+    answer_due_s: float = 0.0  # when the answer so far is due as a whole
+    chain: list[bytes] = field(default_factory=list)  # hashes of its full blocks, as far as known
+    num_published: int = 0  # blocks offered to the prefix cache
+    added_at_plan: int = 0  # plans made before it came
+    in_flight: bool = False  # in the step that runs now
     deadlines: TokenDeadlines = field(init=False)
+    row: Row = field(init=False)
+    """The planner's view, kept up to date by the scheduler."""
 
     def __post_init__(self) -> None:
         self.deadlines = TokenDeadlines(self.promise, arrival_s=self.arrival_s)
+        self.answer_due_s = self.arrival_s + self.promise.ttft_s
+        num_known = len(self.tokens)
+        self.row = Row(
+            id=self.id,
+            tier=self.tier,
+            arrival_s=self.arrival_s,
+            num_known=num_known,
+            num_computed=0,
+            num_output=num_known - self.num_prompt,
+            due_s=self.deadlines.due_s,
+            tpot_s=self.promise.tpot_s(0),
+            tightest_tpot_s=min(stage.tpot_s for stage in self.promise.stages),
+            anchored=self.promise.bank is Bank.PROMISE,
+            expected_output=float(self.max_output),
+            expected_sd=0.0,
+            max_output=self.max_output,
+            weight=self.promise.weight,
+            num_blocks=0,
+            running=False,
+            may_wait=self.last_hop,
+            slo_class=self.promise.slo_class,
+        )
 
     @property
     def num_output(self) -> int:
         """Tokens emitted so far."""
         return len(self.tokens) - self.num_prompt
+
+    def kept_so_far(self, now_s: float) -> bool:
+        """No due time passed unkept until `now_s`."""
+        if not self.streamed:
+            return now_s <= self.answer_due_s
+        return self.deadlines.kept and now_s <= self.deadlines.due_s
 
     def move(self, to: Status) -> None:
         """Change the status; an unlisted move is a bug."""

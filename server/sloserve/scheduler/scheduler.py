@@ -1,0 +1,452 @@
+"""The scheduler: asks a policy for a plan, applies it, and keeps the books."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from sloserve.errors import Reason
+from sloserve.perf import StepModel
+from sloserve.planner import Limits, Plan, Policy, Snapshot, Tier, Verdict
+from sloserve.scheduler.batch import Batch, BatchRow, Outcome, make_batch
+from sloserve.scheduler.blocks import BlockPool
+from sloserve.scheduler.counters import Counters, Ending
+from sloserve.scheduler.emission import emit
+from sloserve.scheduler.holdings import Holdings
+from sloserve.scheduler.learning import Correction, Law, Laws
+from sloserve.scheduler.queues import Queues
+from sloserve.scheduler.report import probe_of
+from sloserve.scheduler.request import Request, Status
+from sloserve.slo import Decision, OnInfeasible, SloClass
+from sloserve.wire import Frontier
+
+EMPTY = Frontier(1, 0)
+LATE_TOLERANCE_S = 1e-6
+"""Rounding of sums of floats; only `assert_promises` forgives it, the score never does."""
+
+
+class PromiseBroken(AssertionError):
+    """A promised request's token was late although the scheduler was told to assert it."""
+
+
+class Scheduler:
+    """
+    Owns every request from `add` to its end.
+
+    One caller, in turns: any number of `add`, `cancel`, `set_classes`; then `schedule`; when it
+    gave a batch, `commit` or `fail` it. `cancel` may also come while a batch runs: the blocks
+    are then freed by the commit. No clock: times are passed in, all on one monotonic clock.
+
+    `way_out_s` is what lies between emission here and arrival at the client; it is subtracted
+    from every deadline. `assert_promises` raises PromiseBroken when a promised request's token
+    is late: with an exact model and known lengths that never happens.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        model: StepModel,
+        correction: Correction,
+        limits: Limits,
+        *,
+        new_law: Callable[[], Law],
+        classes: Iterable[SloClass] = (),
+        max_model_len: int | None = None,
+        max_waiting: int = 1024,
+        prefix_caching: bool = True,
+        way_out_s: float = 0.0,
+        assert_promises: bool = False,
+    ) -> None:
+        self.policy = policy
+        self.model = model
+        """The stored profile's model, uncorrected."""
+        self.correction = correction
+        self.limits = limits
+        self.laws = Laws(new_law)
+        self.blocks = BlockPool(limits.num_blocks, block_size=limits.block_size)
+        self.holdings = Holdings(self.blocks)
+        self.counters = Counters()
+        self.requests: dict[int, Request] = {}
+        """Every request that has not ended."""
+        pool_tokens = limits.num_blocks * limits.block_size
+        self.max_model_len = min(max_model_len or pool_tokens, pool_tokens)
+        """Prompt and output tokens of one request at most."""
+        self.max_waiting = max_waiting
+        self.way_out_s = way_out_s
+        self.version = 0
+        """Changes with every change of state; what was computed from equal versions is equal."""
+        self.classes: dict[str, SloClass] = {}
+        self._prefix_caching = prefix_caching
+        self._assert_promises = assert_promises
+        self.queues = Queues()
+        self._frontiers: dict[str, tuple[int, Frontier]] = {}  # by class: version, answer
+        self._decisions: list[tuple[Request, Decision, Verdict | None]] = []
+        self._num_plans = 0
+        self._in_flight: Batch | None = None
+        self._corrected: tuple[float, StepModel] = (1.0, model)
+        self.set_classes(classes)
+
+    # --- what comes in ------------------------------------------------------------------------
+
+    def set_classes(self, classes: Iterable[SloClass]) -> None:
+        """From now on these classes are reported on. Promises already made stay as they are."""
+        self.classes = {slo_class.name: slo_class for slo_class in classes}
+        for name in self.classes:
+            self.counters.start(name)
+        self.version += 1
+
+    def add(self, request: Request, now_s: float) -> None:
+        """Take in a new request; its decision comes with a later `schedule`, or at once here."""
+        self.version += 1
+        request.added_at_plan = self._num_plans
+        self.counters.start(request.promise.slo_class)
+        needed = self.blocks.blocks_for(request.num_prompt + request.max_output)
+        if needed > self.limits.num_blocks:
+            message = f"needs {needed} KV blocks at its longest, this replica has"
+            message += f" {self.limits.num_blocks}"
+            self._decline(request, Verdict(Reason.KV, message, 0.0, 0.0), now_s)
+            return
+        if self.num_waiting >= self.max_waiting:
+            backlog_s = self.backlog_s()
+            message = f"{self.num_waiting} requests are waiting, at most {self.max_waiting} may"
+            verdict = Verdict(Reason.QUEUE_FULL, message, backlog_s, max(1.0, backlog_s))
+            self._decline(request, verdict, now_s)
+            return
+        request.reuse_prefix = request.reuse_prefix and self._prefix_caching
+        self.laws.expect(request)
+        self.requests[request.id] = request
+        self.holdings.add(request)
+        if request.tier is Tier.PROMISED:
+            self.queues.wait(request)
+        else:
+            self._decide(request, Decision.DEGRADED, None)
+            self.queues.serve_best_effort(request)
+
+    def cancel(self, request_id: int, now_s: float, *, reason: Reason = Reason.CLIENT_GONE) -> bool:
+        """End a request; False if there is none of that id (it ended before)."""
+        return self._drop(request_id, now_s, status=Status.CANCELLED, reason=reason)
+
+    def abort(self, request_id: int, now_s: float, *, reason: Reason = Reason.NONE) -> bool:
+        """End a request that the machinery failed; it counts as missed."""
+        return self._drop(request_id, now_s, status=Status.FAILED, reason=reason)
+
+    # --- one step -----------------------------------------------------------------------------
+
+    def schedule(self, now_s: float) -> Batch | None:
+        """
+        Plan, decide, and give the next step to run; None when there is nothing to run now.
+
+        Decisions made on the way are in `decisions()`.
+        """
+        assert self._in_flight is None, "the last batch was neither committed nor failed"
+        if not self.requests:
+            return None
+        self.holdings.match_prefixes()
+        plan = self.policy.plan(self.snapshot(now_s))
+        self._num_plans += 1
+        self._apply(plan, now_s)
+        rows = self._fill(plan)
+        if not rows:
+            stuck = bool(plan.tokens) and self._break_deadlock()
+            return self.schedule(now_s) if stuck else None
+        batch = make_batch(rows, model=self.model, ratio=self.correction.ratio, planned_s=now_s)
+        for row in rows:
+            row.request.in_flight = True
+        self._in_flight = batch
+        self.version += 1
+        return batch
+
+    def commit(
+        self, batch: Batch, outcomes: Mapping[int, Outcome], start_s: float, end_s: float
+    ) -> None:
+        """
+        Account a step that ran from `start_s` to `end_s`; `outcomes` by request id holds at
+        least the rows with `sample`.
+        """
+        assert batch is self._in_flight, "this batch does not run"
+        self._in_flight = None
+        self.version += 1
+        for row in batch.rows:
+            request = row.request
+            request.in_flight = False
+            if request.status is not Status.RUNNING:  # cancelled while the step ran
+                self.holdings.release(request)
+                continue
+            self.holdings.computed(request, row.start + row.count)
+            if row.sample:
+                self._append(request, outcomes[request.id], end_s)
+        counters = self.counters
+        counters.num_steps += 1
+        counters.decode_tokens += batch.num_decodes
+        counters.prefill_tokens += batch.num_tokens - batch.num_decodes
+        counters.best_effort_tokens += batch.num_best_effort_tokens
+        self.correction.observe(batch.stored_s, end_s - start_s, batch.num_tokens)
+
+    def fail(self, batch: Batch, now_s: float) -> list[Request]:
+        """The step broke: its requests end as failed, and are given back."""
+        assert batch is self._in_flight, "this batch does not run"
+        self._in_flight = None
+        failed = []
+        for row in batch.rows:
+            row.request.in_flight = False
+            if row.request.status is Status.RUNNING:
+                self.abort(row.request.id, now_s)
+                failed.append(row.request)
+            else:
+                self.holdings.release(row.request)
+        return failed
+
+    def decisions(self) -> list[tuple[Request, Decision, Verdict | None]]:
+        """The decisions since the last call, in order."""
+        drained, self._decisions = self._decisions, []
+        return drained
+
+    # --- what it looks like -------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that hold no blocks: undecided, not started, or preempted."""
+        return len(self.holdings.unstarted)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold blocks."""
+        return len(self.requests) - len(self.holdings.unstarted)
+
+    @property
+    def num_promised(self) -> int:
+        """Requests whose promise is being kept."""
+        return len(self.queues.promised)
+
+    @property
+    def num_best_effort(self) -> int:
+        """Requests without a promise, running or waiting."""
+        return len(self.queues.best_effort)
+
+    def corrected(self) -> StepModel:
+        """The step model as of late."""
+        ratio = self.correction.ratio
+        if ratio != self._corrected[0]:
+            self._corrected = (ratio, self.model.scaled(ratio))
+        return self._corrected[1]
+
+    def snapshot(self, now_s: float) -> Snapshot:
+        """What the policy sees. The rows are live: read them before the next call here."""
+        return Snapshot(
+            now_s=now_s,
+            model=self.corrected(),
+            margin_s=self.correction.margin_s + self.way_out_s,
+            limits=self.limits,
+            free_blocks=self.blocks.num_free,
+            running=self.queues.promised_rows,
+            waiting=self.queues.waiting.rows,
+            best_effort=self.queues.best_effort.rows,
+        )
+
+    def frontier(self, now_s: float, classes: Iterable[SloClass]) -> dict[str, Frontier]:
+        """
+        Per class the prompt lengths that would be admitted now. Costs a few feasibility runs a
+        class, none while nothing changed.
+        """
+        found = {}
+        for slo_class in classes:
+            version, frontier = self._frontiers.get(slo_class.name, (-1, EMPTY))
+            if version != self.version:
+                law = self.laws.of(slo_class.name)
+                probe = probe_of(
+                    slo_class,
+                    model=self.model,
+                    expected=law.conditional(0, self.max_model_len),
+                    max_prompt=self.max_model_len - 1,
+                )
+                frontier = self.policy.frontier(self.snapshot(now_s), probe)
+                self._frontiers[slo_class.name] = (self.version, frontier)
+            found[slo_class.name] = frontier
+        return found
+
+    def backlog_s(self) -> float:
+        """Seconds to prefill all that is known and not computed, one after the other."""
+        left = sum(r.row.num_left for r in self.requests.values() if not r.row.decodes)
+        return self.corrected().step_s(left) if left else 0.0
+
+    def check_integrity(self) -> None:
+        """Every block is where the requests say, every request is in one queue. Asserts."""
+        owners = [request.blocks for request in self.requests.values()]
+        for row in self._in_flight.rows if self._in_flight else ():
+            if row.request.id not in self.requests:  # cancelled while its step runs
+                owners.append(row.request.blocks)
+        self.blocks.check_integrity(owners)
+        self.queues.check_integrity(self.requests)
+        self.holdings.check_integrity(self.requests)
+
+    # --- applying a plan ----------------------------------------------------------------------
+
+    def _apply(self, plan: Plan, now_s: float) -> None:
+        """Preempted first, then who changes tier, then who gets an answer."""
+        for request_id in plan.preempted:
+            request = self._expect(request_id, request_id not in self.holdings.unstarted)
+            if request is not None:
+                self._preempt(request)
+        for request_id in plan.relegated:
+            request = self._expect(request_id, request_id in self.queues.promised)
+            if request is not None:
+                self.queues.remove(request)
+                self.queues.serve_best_effort(request)
+                request.promoted = False
+                self.counters.num_relegated += 1
+        for request_id in plan.promoted:
+            request = self._expect(request_id, self._is_best_effort(request_id))
+            if request is not None and request.kept_so_far(now_s):
+                self.queues.remove(request)
+                self.queues.promise(request)
+                request.promoted = True
+                self.counters.num_promoted += 1
+        for request_id in plan.admitted:
+            request = self._expect(request_id, self._is_undecided(request_id))
+            if request is not None:
+                self.queues.remove(request)
+                self.queues.promise(request)
+                late = request.added_at_plan + 1 < self._num_plans
+                self._decide(request, Decision.DEFERRED if late else Decision.ADMITTED, None)
+        for request_id, verdict in plan.infeasible.items():
+            request = self._expect(request_id, self._is_undecided(request_id))
+            if request is not None:
+                self.queues.remove(request)
+                self._refuse(request, verdict, now_s)
+
+    def _fill(self, plan: Plan) -> list[BatchRow]:
+        """The plan's rows with their blocks. A row that finds none is dropped, and counted."""
+        starting = [
+            i for i in plan.tokens if i in self.holdings.unstarted and not self._is_undecided(i)
+        ]
+        for request_id in starting:  # before anyone allocates: that could evict the prefix
+            self._start(self.requests[request_id])
+        rows: list[BatchRow] = []
+        placed: set[int] = set()
+        for request_id, count in plan.tokens.items():
+            request = self._expect(request_id, not self._is_undecided(request_id) and count > 0)
+            if request is None or request.status is not Status.RUNNING:
+                continue
+            row = request.row
+            count = min(count, row.num_known - row.num_computed)
+            end = row.num_computed + count
+            if not self._grow(request, end, placed):
+                continue
+            placed.add(request_id)
+            rows.append(BatchRow(request, row.num_computed, count, end == row.num_known))
+        for request_id in starting:  # nothing came of it: give the prefix back
+            request = self.requests[request_id]
+            if request_id not in placed and request.status is Status.RUNNING:
+                self._give_up(request)
+        return rows
+
+    def _grow(self, request: Request, num_tokens: int, placed: set[int]) -> bool:
+        """Hold blocks for so many tokens; best effort gives way, the latest first."""
+        if self.holdings.grow(request, num_tokens):
+            return True
+        self.counters.num_policy_errors += 1
+        for row in reversed(self.queues.best_effort.rows):
+            victim = self.requests[row.id]
+            if victim.blocks and row.id not in placed and victim is not request:
+                self._preempt(victim)
+                if self.holdings.grow(request, num_tokens):
+                    return True
+        return False
+
+    def _break_deadlock(self) -> bool:
+        """Nobody found blocks: the last one admitted gives its own up. False: nobody has any."""
+        for row in (*reversed(self.queues.promised_rows), *reversed(self.queues.best_effort.rows)):
+            if row.id not in self.holdings.unstarted:
+                self._preempt(self.requests[row.id])
+                return True
+        return False
+
+    # --- moves of one request -----------------------------------------------------------------
+
+    def _expect(self, request_id: int, ok: bool) -> Request | None:
+        """The request a plan names, if that makes sense; else the policy is wrong: counted."""
+        request = self.requests.get(request_id)
+        if request is None or not ok:
+            self.counters.num_policy_errors += 1
+            return None
+        return request
+
+    def _is_undecided(self, request_id: int) -> bool:
+        request = self.requests.get(request_id)
+        return request is not None and request.decision is None
+
+    def _is_best_effort(self, request_id: int) -> bool:
+        return request_id not in self.queues.promised and not self._is_undecided(request_id)
+
+    def _decide(self, request: Request, decision: Decision, verdict: Verdict | None) -> None:
+        request.decision = decision
+        self.counters.decisions[request.promise.slo_class, decision.value] += 1
+        self._decisions.append((request, decision, verdict))
+
+    def _decline(self, request: Request, verdict: Verdict, now_s: float) -> None:
+        request.move(Status.DECLINED)
+        self._decide(request, Decision.DECLINED, verdict)
+        self.counters.end(request, Ending.REFUSED, reason=verdict.reason, now_s=now_s)
+
+    def _refuse(self, request: Request, verdict: Verdict, now_s: float) -> None:
+        """No promise: best effort if the request takes that and nobody else could be asked."""
+        if request.promise.on_infeasible is OnInfeasible.DEGRADE and request.last_hop:
+            self._decide(request, Decision.DEGRADED, verdict)
+            self.queues.serve_best_effort(request)
+        else:
+            del self.requests[request.id]
+            self.holdings.release(request)
+            self._decline(request, verdict, now_s)
+
+    def _start(self, request: Request) -> None:
+        self.holdings.start(request)
+        request.row.running = True
+        if request.reuse_prefix and request.num_output == 0 and request.num_preemptions == 0:
+            request.num_cached = request.num_computed
+            self.blocks.num_queried_tokens += request.num_prompt
+            self.blocks.num_hit_tokens += request.num_cached
+
+    def _give_up(self, request: Request) -> None:
+        self.holdings.give_up(request)
+        request.row.running = request.tier is Tier.PROMISED
+
+    def _preempt(self, request: Request) -> None:
+        self._give_up(request)
+        request.num_preemptions += 1
+        self.counters.num_preemptions += 1
+
+    def _append(self, request: Request, outcome: Outcome, end_s: float) -> None:
+        """One more token, and perhaps the end."""
+        in_time, due_s = emit(request, outcome, end_s)
+        self.counters.output_tokens += 1
+        if not in_time:
+            self.counters.num_late_tokens += 1
+            promised = self._assert_promises and request.tier is Tier.PROMISED
+            if promised and end_s > due_s + LATE_TOLERANCE_S:
+                raise PromiseBroken(
+                    f"request {request.id} ({request.promise.slo_class}): token"
+                    f" {request.num_output} was due at {due_s:.6f} s and came at {end_s:.6f} s"
+                )
+        if outcome.finished:
+            self.laws.observe(request)
+            self._end(request, Status.FINISHED, Ending.FINISHED, reason=Reason.NONE, now_s=end_s)
+        else:
+            self.laws.count_down(request)
+
+    def _drop(self, request_id: int, now_s: float, *, status: Status, reason: Reason) -> bool:
+        request = self.requests.get(request_id)
+        if request is None:
+            return False
+        failed = status is Status.FAILED
+        ending = Ending.FAILED if failed else Ending.CANCELLED
+        self._end(request, status, ending, reason=reason, now_s=now_s)
+        return True
+
+    def _end(
+        self, request: Request, status: Status, ending: Ending, *, reason: Reason, now_s: float
+    ) -> None:
+        """Out of every queue; its blocks are free at once, or when the step that runs is over."""
+        del self.requests[request.id]
+        self.queues.remove(request)
+        request.move(status)
+        self.version += 1
+        self.counters.end(request, ending, reason=reason, now_s=now_s)
+        if not request.in_flight:
+            self.holdings.release(request)
