@@ -8,7 +8,11 @@ m = tokens in the batch, K = sum of decode contexts, A = prefill attention pairs
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+MAX_CHUNK = 2**31
+"""The answer of `max_chunk` when a model lets any chunk fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +44,38 @@ class StepModel:
         """
         The largest chunk that fits beside a batch: T(m + n, K, A + n*(prior + n/2)) <= time.
 
-        The positive root of each affine piece's quadratic, the least of them; O(1). 0 when
-        nothing fits.
+        Exact: `step_s` of the answer is within `time_s`, of one token more it is not. The least
+        positive root of the affine pieces' quadratics, then corrected for rounding (`step_s` is
+        monotone as computed, too); O(1) in practice. 0 when nothing fits, MAX_CHUNK at most.
         """
         rest_s = time_s - self.b * context - self.d * pairs
-        least = math.inf
+        least = float(MAX_CHUNK)
         for base, slope in ((self.w, self.a0), (self.c1, self.a1)):
-            room_s = rest_s - base - slope * num_tokens
-            if room_s < 0:
-                return 0
-            linear, quadratic = slope + self.d * prior, self.d / 2
-            if quadratic > 0:
-                root = (math.sqrt(linear * linear + 4 * quadratic * room_s) - linear) / (
-                    2 * quadratic
-                )
-            elif linear > 0:
-                root = room_s / linear
-            else:
-                continue
-            least = min(least, root)
-        return int(min(least, 2**31))
+            room_s = max(0.0, rest_s - base - slope * num_tokens)
+            linear = slope + self.d * prior
+            divisor = linear + math.sqrt(linear * linear + 2 * self.d * room_s)
+            if divisor > 0:
+                least = min(least, 2 * room_s / divisor)
+
+        def fits(n: int) -> bool:
+            total = pairs + n * (prior + n / 2)
+            return self.step_s(num_tokens + n, context=context, pairs=total) <= time_s
+
+        n = int(least)
+        if n < MAX_CHUNK and fits(n + 1):
+            return _last(fits, n + 1, MAX_CHUNK + 1)
+        if n == 0 or fits(n):
+            return n
+        return _last(fits, 0, n)
 
     def scaled(self, factor: float) -> "StepModel":
         """The same model with every time multiplied by `factor` (online correction)."""
-        return StepModel(*(factor * getattr(self, name) for name in self.__slots__))
+        return StepModel(*(factor * getattr(self, field.name) for field in fields(self)))
+
+
+def _last(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest n in [low, high) that fits, by bisection; `low` is known to, or 0."""
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
