@@ -1,1 +1,1 @@
-"""TODO"""
+"""`sloserve up`: the same SLOService manifest on this machine, processes instead of pods."""

@@ -1,0 +1,93 @@
+"""The folder of one running service: what its processes read, write and log."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from sloserve.errors import Failed
+from sloserve.slo import ServiceSpec, service_to_dict
+
+
+class State:
+    """`.sloserve/NAME`: the resolved spec, the list of replicas, logs; locked by one process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.spec_path = folder / "service.yaml"
+        self.replicas_path = folder / "replicas.txt"
+        self.logs = folder / "logs"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder. Raises Failed when another `sloserve up` does."""
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / "lock").open("a+")
+        except OSError as error:
+            raise Failed(f"can't write to {self.folder}: {error.strerror or error}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                raise Failed(
+                    f"{self.folder} is in use by process {lock.read().strip() or 'unknown'}: this "
+                    "service runs already; stop it first, or choose another folder with --state"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def log_path(self, name: str) -> Path:
+        """The log of a process; it is appended to."""
+        return self.logs / f"{name}.log"
+
+    def write_spec(self, spec: ServiceSpec) -> None:
+        """The resolved spec, whole or not at all."""
+        _write(self.spec_path, yaml.safe_dump(service_to_dict(spec), sort_keys=False))
+
+    def write_replicas(self, addresses: Sequence[str]) -> None:
+        """The `HOST:PORT` entries that the gateway follows."""
+        _write(self.replicas_path, "".join(f"{address}\n" for address in addresses))
+
+
+def profile_path(spec: ServiceSpec, *, hardware: str) -> Path:
+    """
+    Where the step-time profile of this model on this machine is kept between runs.
+
+    Keyed by what step times depend on: hardware, model and revision, device, dtype, threads.
+    """
+    engine = spec.engine
+    key = [
+        hardware,
+        spec.model.source,
+        spec.model.revision,
+        engine.device,
+        engine.dtype,
+        engine.tensor_parallel_size,
+        engine.threads,
+    ]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "sloserve" / "profiles" / f"{name}.json"
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind((host, 0))
+        return int(sock.getsockname()[1])
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
