@@ -1,1 +1,1 @@
-"""TODO"""
+"""The HTTP server of one replica."""

@@ -176,16 +176,17 @@ def completion_logprobs(logprobs: Sequence[TokenLogprob] | None, *, start: int) 
     }
 
 
-def model_list(names: Sequence[str], *, max_model_len: int, created: int) -> bytes:
+def model_card(name: str, *, max_model_len: int | None, created_s: int) -> Json:
+    """`GET /v1/models/NAME`; `created_s` is Unix time."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": created_s,
+        "owned_by": "sloserve",
+        "max_model_len": max_model_len,
+    }
+
+
+def model_list(cards: Sequence[Json]) -> Json:
     """`GET /v1/models`."""
-    cards = [
-        {
-            "id": name,
-            "object": "model",
-            "created": created,
-            "owned_by": "sloserve",
-            "max_model_len": max_model_len,
-        }
-        for name in names
-    ]
-    return encode({"object": "list", "data": cards})
+    return {"object": "list", "data": list(cards)}

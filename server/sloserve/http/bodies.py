@@ -92,6 +92,9 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
+    def check(self) -> None:
+        """What one field alone can't tell. Raises BadInput."""
+
 
 class StreamOptions(Body):
     """`include_usage`: a last chunk with usage; `continuous_usage_stats`: usage in every chunk."""
@@ -139,7 +142,6 @@ class SamplingBody(Body):
         return self.n or 1
 
     def check(self) -> None:
-        """What one field alone can't tell. Raises BadInput."""
         if self.stream_options is not None and not self.stream:
             raise BadInput("only allowed when stream is true", field="stream_options")
         kind = self.response_format.type if self.response_format else "text"
@@ -176,6 +178,11 @@ class Message(BaseModel):
         return {"content": "", **turn}
 
 
+def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """A conversation for the chat template. Raises BadInput for parts other than text."""
+    return [message.for_template(f"messages[{i}]") for i, message in enumerate(messages)]
+
+
 class ChatBody(SamplingBody):
     """`POST /v1/chat/completions`."""
 
@@ -199,10 +206,6 @@ class ChatBody(SamplingBody):
             raise BadInput("only allowed when logprobs is true", field="top_logprobs")
         if self.tools and self.tool_choice != "none":
             raise BadInput("tool calls are not served; allowed: no tools", field="tools")
-
-    def turns(self) -> list[dict[str, Any]]:
-        """The conversation for the chat template."""
-        return [m.for_template(f"messages[{i}]") for i, m in enumerate(self.messages)]
 
 
 class CompletionBody(SamplingBody):
@@ -245,6 +248,10 @@ class TokenizeBody(Body):
     messages: list[Message] | None = Field(None, min_length=1)
     add_special_tokens: bool | None = None
 
+    def check(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise BadInput("exactly one of prompt and messages must be given", field="prompt")
+
 
 class DetokenizeBody(Body):
     """`POST /detokenize`."""
@@ -253,7 +260,7 @@ class DetokenizeBody(Body):
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
-AnyBody = TypeVar("AnyBody", bound=BaseModel)
+AnyBody = TypeVar("AnyBody", bound=Body)
 
 
 def parse(kind: type[AnyBody], raw: bytes) -> AnyBody:
@@ -262,8 +269,7 @@ def parse(kind: type[AnyBody], raw: bytes) -> AnyBody:
         body = kind.model_validate_json(raw)
     except ValidationError as error:
         raise explain(error, kind) from None
-    if isinstance(body, SamplingBody):
-        body.check()
+    body.check()
     return body
 
 

@@ -1,0 +1,171 @@
+"""
+One accepted body on its way to an answer: decide, then stream or collect, count, clean up.
+
+Nothing is sent before the first token (or the refusal): until then another replica can take
+the request over. When the client goes away the sequences are cancelled at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sloserve.engine.events import Broken, Decided
+from sloserve.errors import Declined, Reason, SloserveError
+from sloserve.frontend.accounts import Account, Outcome
+from sloserve.frontend.choices import Choices
+from sloserve.frontend.replica import Replica
+from sloserve.frontend.sequences import Sequences, broken
+from sloserve.frontend.wayout import WayOut
+from sloserve.http import report, sse
+from sloserve.http.answers import encode
+from sloserve.http.errors import JSON, refusal
+from sloserve.slo import Decision
+from sloserve.wire import REPORT, SLO_DECISION, SLO_REASON
+
+log = logging.getLogger(__name__)
+
+SLOW_READER_S = 60.0
+"""A client that takes nothing for this long is cut off."""
+WATCH_S = 5.0
+
+
+class Answering(Response):
+    """The response to one generation; sends itself, in OpenAI's shapes."""
+
+    def __init__(
+        self, replica: Replica, sequences: Sequences, choices: Choices, account: Account,
+        way_out: WayOut, *, headers: dict[str, str], streamed: bool, tell_report: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._replica = replica
+        self._sequences = sequences
+        self._choices = choices
+        self._account = account
+        self._way_out = way_out
+        self._extra = headers
+        self._streamed = streamed
+        self._tell_report = tell_report
+        self._started = False
+        self._sending_since_s: float | None = None
+        self._send: Send
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        work = asyncio.create_task(self._answer())
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            while not work.done() and not gone.done():
+                await asyncio.wait(
+                    {work, gone}, timeout=WATCH_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if self._is_stuck():
+                    log.info("client reads nothing, cut off: %s", self._choices.request_id)
+                    break
+        finally:
+            gone.cancel()
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+
+    async def _answer(self) -> None:
+        """Decide and answer; every way out is counted once."""
+        outcome, reason = Outcome.CANCELLED, Reason.CLIENT_GONE
+        try:
+            decided = await self._sequences.decide()
+            self._decided(decided)
+            lost = await (self._stream() if self._streamed else self._collect())
+            outcome, reason = Outcome.FINISHED, Reason.NONE
+            if lost is not None:
+                outcome, reason = Outcome.FAILED, lost.reason
+        except Declined as error:
+            self._decided(Decided(Decision.DECLINED, error.reason))
+            outcome, reason = Outcome.REFUSED, error.reason
+            await self._refuse(error)
+        except SloserveError as error:
+            outcome, reason = Outcome.FAILED, getattr(error, "reason", Reason.NONE)
+            await self._refuse(error)
+        except asyncio.CancelledError:
+            if self._is_stuck():
+                outcome, reason = Outcome.FAILED, Reason.SLOW_READER
+            raise
+        except Exception as error:
+            outcome, reason = Outcome.FAILED, Reason.NONE
+            await self._refuse(error)
+        finally:
+            self._account.ended(outcome, reason, num_prompt=self._choices.num_prompt)
+            await self._sequences.close()
+
+    def _decided(self, decided: Decided) -> None:
+        self._account.decided(decided.decision, decided.reason)
+        self._extra[SLO_DECISION] = decided.decision.value
+        if decided.reason:
+            self._extra[SLO_REASON] = decided.reason.value
+
+    async def _stream(self) -> Broken | None:
+        """Send chunks as events; the Broken that ended it early, if one did."""
+        choices = self._choices
+        async for job, item in self._sequences.chunks():
+            if isinstance(item, Broken):
+                if not self._started:
+                    raise broken(item)
+                await self._body(choices.lost(job.index, item), more=False)
+                return item
+            num_new = self._account.emitted(job.index, item)
+            data = choices.event(job, item, num_new=num_new)
+            if not data:
+                continue
+            if not self._started:
+                await self._start(200, {"content-type": sse.CONTENT_TYPE, **sse.HEADERS})
+            await self._body(data, more=not choices.all_done)
+            self._way_out.took(self._replica.clock() - item.emitted_s)
+        return None
+
+    async def _collect(self) -> Broken | None:
+        """Send the whole answer at its end."""
+        async for job, item in self._sequences.chunks():
+            if isinstance(item, Broken):
+                raise broken(item)
+            self._account.emitted(job.index, item)
+            self._choices.collect(job, item)
+        await self._whole(200, self._choices.whole(), {})
+        return None
+
+    async def _refuse(self, error: Exception) -> None:
+        """Tell an error: as a status, or as the last event of a stream."""
+        refused = refusal(error)
+        if self._started:
+            await self._body(sse.event(encode({"error": refused.error})) + sse.DONE, more=False)
+            return
+        await self._whole(refused.status, refused.body, refused.headers)
+
+    async def _whole(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        size = {"content-length": str(len(body)), "content-type": JSON}
+        await self._start(status, {**size, **headers})
+        await self._body(body, more=False)
+
+    async def _start(self, status: int, headers: dict[str, str]) -> None:
+        self._started = True
+        all_headers = {**headers, **self._extra}
+        if self._tell_report:
+            all_headers[REPORT] = report.to_header(self._replica.report())
+        if self._replica.draining:
+            all_headers["connection"] = "close"
+        raw = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in all_headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def _body(self, data: bytes, *, more: bool) -> None:
+        self._sending_since_s = self._replica.clock()
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sending_since_s = None
+
+    def _is_stuck(self) -> bool:
+        since_s = self._sending_since_s
+        return since_s is not None and self._replica.clock() - since_s > SLOW_READER_S
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

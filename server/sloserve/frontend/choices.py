@@ -1,0 +1,156 @@
+"""From chunks to OpenAI's choices: events while they come, or one answer at the end."""
+
+from dataclasses import dataclass, field
+
+from sloserve.engine.events import Broken, Chunk
+from sloserve.engine.runner import Logprobs
+from sloserve.engine.tokenizer import Tokenizer
+from sloserve.frontend.sequences import Job, broken
+from sloserve.http import sse
+from sloserve.http.answers import Answers, Choice, TokenLogprob, Usage, encode
+from sloserve.http.bodies import ChatBody, CompletionBody
+from sloserve.http.errors import refusal
+
+
+@dataclass(slots=True)
+class _Part:
+    """What has come of one choice."""
+
+    text: str = ""
+    text_length: int = 0
+    num_output: int = 0
+    num_cached: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    echoed: bool = False
+
+
+class Choices:
+    """
+    The answer to one body. `event` for streams, `collect` and `whole` otherwise.
+
+    With `echo` and `max_tokens` 0 the engine draws one token, which is not shown.
+    """
+
+    def __init__(
+        self, body: ChatBody | CompletionBody, jobs: list[Job], tokenizer: Tokenizer,
+        *, request_id: str, model: str, annotate: bool,
+    ) -> None:  # fmt: skip
+        self.request_id = request_id
+        self._answers = Answers(request_id=request_id, model=model, chat=isinstance(body, ChatBody))
+        self._tokenizer = tokenizer
+        self._parts = [_Part() for _ in jobs]
+        self._annotate = annotate
+        self._echo = isinstance(body, CompletionBody) and bool(body.echo)
+        self._only_echo = isinstance(body, CompletionBody) and body.max_output == 0
+        self._logprobs = body.logprobs not in (None, False)
+        options = body.stream_options
+        self._usage_last = bool(options and options.include_usage)
+        self._usage_always = bool(options and options.continuous_usage_stats)
+        self._num_open = len(jobs)
+        num_choices = body.num_choices
+        self._prompts = [len(job.prompt.tokens) for job in jobs[::num_choices]]
+
+    @property
+    def all_done(self) -> bool:
+        """Whether every choice has its finish reason."""
+        return self._num_open == 0
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt tokens; a prompt with several answers counts once."""
+        return sum(self._prompts)
+
+    def event(self, job: Job, chunk: Chunk, *, num_new: int) -> bytes:
+        """The events of a chunk; empty when it says nothing. The last one brings `[DONE]`."""
+        choice = self._take(job, chunk)
+        if not choice.text and not num_new and not choice.finish_reason:
+            return b""
+        usage = self._usage() if self._usage_always else None
+        data = self._answers.chunk(choice, usage=usage, usage_field=self._usage_last)
+        if self._annotate:
+            out = sse.annotated(data, num_tokens=num_new, stage=chunk.stage)
+        else:
+            out = sse.event(data)
+        if self.all_done:
+            if self._usage_last:
+                out += sse.event(self._answers.usage(self._usage()))
+            out += sse.DONE
+        return out
+
+    def lost(self, index: int, event: Broken) -> bytes:
+        """The end of a stream that broke: finish_reason "error", the error, `[DONE]`."""
+        choice = Choice(index, "", finish_reason="error")
+        data = self._answers.chunk(choice, usage=None, usage_field=self._usage_last)
+        error = refusal(broken(event)).error
+        return sse.event(data) + sse.event(encode({"error": error})) + sse.DONE
+
+    def collect(self, job: Job, chunk: Chunk) -> None:
+        """Keep a chunk for `whole`."""
+        part = self._parts[job.index]
+        choice = self._take(job, chunk)
+        part.text += choice.text
+        part.logprobs.extend(choice.logprobs or ())
+
+    def whole(self) -> bytes:
+        """The answer that is not streamed."""
+        choices = [
+            Choice(
+                index=i,
+                text=part.text,
+                finish_reason=part.finish_reason,
+                stop_reason=part.stop_reason,
+                logprobs=tuple(part.logprobs) if self._logprobs else None,
+            )
+            for i, part in enumerate(self._parts)
+        ]
+        return self._answers.whole(choices, self._usage())
+
+    def _take(self, job: Job, chunk: Chunk) -> Choice:
+        """The new part that a chunk brings to its choice."""
+        part = self._parts[job.index]
+        text = "" if self._only_echo else chunk.text
+        logprobs = [] if self._only_echo else [self._logprob(p) for p in chunk.logprobs]
+        if self._echo and not part.echoed:
+            part.echoed = True
+            text = job.prompt.text + text
+            if self._logprobs:
+                logprobs = self._prompt_logprobs(job, chunk.prompt_logprobs) + logprobs
+        start = part.text_length
+        part.text_length += len(text)
+        part.num_output = 0 if self._only_echo else chunk.num_output
+        part.num_cached = chunk.num_cached
+        if chunk.finish_reason is not None:
+            part.finish_reason, part.stop_reason = chunk.finish_reason, chunk.stop_reason
+            self._num_open -= 1
+        return Choice(
+            index=job.index,
+            text=text,
+            finish_reason=chunk.finish_reason,
+            stop_reason=chunk.stop_reason,
+            logprobs=tuple(logprobs) if self._logprobs else None,
+            text_offset=start,
+        )
+
+    def _logprob(self, given: Logprobs) -> TokenLogprob:
+        name = self._tokenizer.token_text
+        return TokenLogprob(
+            name(given.token_id), given.logprob, tuple((name(t), p) for t, p in given.top)
+        )
+
+    def _prompt_logprobs(self, job: Job, given: tuple[Logprobs, ...]) -> list[TokenLogprob]:
+        """One entry per prompt token; the first has no probability, nothing precedes it."""
+        given = given[-(len(job.prompt.tokens) - 1) :] if len(job.prompt.tokens) > 1 else ()
+        unknown = job.prompt.tokens[: len(job.prompt.tokens) - len(given)]
+        names = [TokenLogprob(self._tokenizer.token_text(t), None) for t in unknown]
+        return names + [self._logprob(p) for p in given]
+
+    def _usage(self) -> Usage:
+        num_choices = len(self._parts) // len(self._prompts)
+        firsts = self._parts[::num_choices]
+        return Usage(
+            num_prompt=self.num_prompt,
+            num_output=sum(part.num_output for part in self._parts),
+            num_cached=sum(part.num_cached for part in firsts),
+        )

@@ -1,0 +1,165 @@
+"""One replica as its HTTP server knows it: what it serves, and how far it has come."""
+
+import os
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from sloserve.engine.events import Event, Generate
+from sloserve.engine.runner import ModelFacts
+from sloserve.engine.sampling import SamplingParams
+from sloserve.engine.tokenizer import Tokenizer
+from sloserve.errors import NotFound, Reason, Unavailable
+from sloserve.perf import StepModel
+from sloserve.slo import SloClass
+from sloserve.slo.service import ServiceSpec
+from sloserve.wire import Report
+
+Clock = Callable[[], float]
+
+
+class Engine(Protocol):
+    """What the frontend needs of `sloserve.engine.client.EngineClient`."""
+
+    def generate(self, ask: Generate) -> AsyncGenerator[Event, None]:
+        """Decided first, then chunks. Closing the generator cancels the request."""
+        ...
+
+    def report(self) -> Report:
+        """How the replica feels."""
+        ...
+
+    def drain(self) -> None:
+        """Take nothing new; what runs goes on."""
+        ...
+
+    def set_classes(self, classes: Sequence[SloClass]) -> None:
+        """The classes whose frontier is reported."""
+        ...
+
+    def set_way_out(self, way_out_s: float) -> None:
+        """The p99 of the time from emission to the client's socket."""
+        ...
+
+    def steps(self) -> list[dict[str, object]]:
+        """The last steps, as JSON values."""
+        ...
+
+    def stalled(self) -> bool:
+        """Whether the loop stands still with work waiting."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A loaded model: everything a request needs once the replica is up."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    facts: ModelFacts
+    step_model: StepModel  # the stored profile: zero-load times, never corrected online
+    defaults: SamplingParams = field(default_factory=SamplingParams)
+
+    @property
+    def max_model_len(self) -> int:
+        """Prompt + output tokens of one request at most: the model's limit, or the whole cache."""
+        return min(self.facts.max_model_len, self.facts.num_blocks * self.facts.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far loading has come; 0 bytes in total: not known (yet)."""
+
+    phase: str = "starting"
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
+class Replica:
+    """
+    The state of one replica: loading, then ready, then draining. Owned by the event loop.
+    """
+
+    def __init__(
+        self, spec: ServiceSpec, *, name: str | None = None, clock: Clock = time.monotonic
+    ) -> None:
+        self.spec = spec
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        self.clock = clock
+        self.progress = Progress()
+        self.created_s = int(time.time())
+        """Unix time of the start, for model cards."""
+        self.draining = False
+        self.ready = False
+        """A first answer has come out of the loaded model."""
+        self._served: Served | None = None
+        self._applied: list[Callable[[ServiceSpec], None]] = []
+
+    @property
+    def state(self) -> str:
+        """`loading`, `ready` or `draining`."""
+        if self.draining:
+            return "draining"
+        return "ready" if self.ready else "loading"
+
+    @property
+    def loaded(self) -> Served | None:
+        """The model, from the moment it is loaded (before the first answer)."""
+        return self._served
+
+    @property
+    def served(self) -> Served:
+        """The model. Raises Unavailable while it loads and while the replica drains."""
+        if self.draining:
+            raise Unavailable(Reason.DRAINING, f"replica {self.name} is going away")
+        if self._served is None or not self.ready:
+            raise Unavailable(Reason.LOADING, f"the model is not ready yet: {self.progress.phase}")
+        return self._served
+
+    def attach(self, served: Served) -> None:
+        """The model is loaded."""
+        self._served = served
+        served.engine.set_classes(self.spec.classes)
+
+    def apply(self, spec: ServiceSpec) -> None:
+        """Another generation of the manifest: classes change at once, for new requests."""
+        self.spec = spec
+        if self._served is not None:
+            self._served.engine.set_classes(spec.classes)
+        for told in self._applied:
+            told(spec)
+
+    def on_apply(self, told: Callable[[ServiceSpec], None]) -> None:
+        """Tell `told` of every later generation."""
+        self._applied.append(told)
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a model that is not served here; None takes the one that is."""
+        served = self.spec.model.served_name
+        if name is not None and name != served:
+            raise NotFound(f"the model {name[:200]!r} does not exist here, served: {served}")
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; the rest finishes."""
+        self.draining = True
+        if self._served is not None:
+            self._served.engine.drain()
+
+    def report(self) -> Report:
+        """How the replica feels, also while it loads."""
+        if self._served is None:
+            return Report(
+                service=self.spec.name,
+                replica=self.name,
+                state=self.state,
+                config_generation=self.spec.generation,
+            )
+        return replace(
+            self._served.engine.report(),
+            service=self.spec.name,
+            replica=self.name,
+            state=self.state,
+            config_generation=self.spec.generation,
+        )

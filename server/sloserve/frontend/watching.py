@@ -1,0 +1,60 @@
+"""The routes that watch a replica: health, readiness, metrics, the last steps. They only read."""
+
+from dataclasses import asdict
+
+from fastapi import FastAPI, Query, Request, Response
+
+from sloserve.frontend.generations import Generations
+from sloserve.frontend.replica import Replica
+from sloserve.http import report
+from sloserve.http.answers import encode
+from sloserve.http.errors import JSON
+from sloserve.http.exporter import CONTENT_TYPE, Exporter
+
+
+def watching_routes(
+    app: FastAPI, replica: Replica, exporter: Exporter, generations: Generations
+) -> None:
+    """Add `/health`, `/ready`, `/metrics` and `/debug/steps`."""
+
+    @app.get("/health")
+    async def health() -> Response:
+        """Alive: 503 when the loop stands still with work waiting."""
+        served = replica.loaded
+        if served is not None and served.engine.stalled():
+            return _json(503, {"status": "stalled", "detail": "the engine loop stands still"})
+        return _json(200, {"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Would answer now: loaded, self-tested, and a first answer came out."""
+        told = {"status": replica.state, "replica": replica.name, **asdict(replica.progress)}
+        return _json(200 if replica.state == "ready" else 503, told)
+
+    @app.api_route("/metrics", methods=["GET", "HEAD"])
+    async def metrics(
+        request: Request,
+        names: list[str] = Query(default=[], alias="name[]"),  # noqa: B008
+    ) -> Response:
+        """Prometheus text; `?name[]=` picks families and leaves the rest unrendered."""
+        body = b"" if request.method == "HEAD" else exporter.render(names)
+        return Response(body, media_type=CONTENT_TYPE)
+
+    @app.get("/debug/steps")
+    async def steps() -> Response:
+        """The last steps as planned and as measured; read only."""
+        served = replica.loaded
+        return _json(200, {"steps": served.engine.steps() if served else []})
+
+    def refresh_report() -> None:
+        report.export(replica.report(), exporter)
+
+    def refresh_lag() -> None:
+        exporter.set("sloserve_emission_lag_seconds", value=generations.way_out.p99_s)
+
+    exporter.refresh_before(report.NAMES, refresh_report)
+    exporter.refresh_before(["sloserve_emission_lag_seconds"], refresh_lag)
+
+
+def _json(status: int, value: object) -> Response:
+    return Response(encode(value), status, media_type=JSON)
