@@ -49,6 +49,7 @@ class Row:
     running: bool  # already holds its promise (or is already served best-effort)
     may_wait: bool = True  # False: answer at once, admitted or infeasible (not the last hop)
     slo_class: str = ""
+    kept: bool = True  # no token was late so far
 
     @property
     def num_left(self) -> int:

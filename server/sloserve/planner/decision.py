@@ -1,0 +1,195 @@
+"""One decision of the `sloserve` policy: a snapshot, played forward as often as needed."""
+
+from collections.abc import Sequence
+from math import inf
+
+from sloserve.errors import Reason
+from sloserve.planner.besteffort import trickle_s
+from sloserve.planner.feasibility import First, Job, Machine, Play, play
+from sloserve.planner.memory import Fit, fit, peak_tokens
+from sloserve.planner.settings import Settings
+from sloserve.planner.types import Row, Snapshot, Verdict
+from sloserve.planner.verdicts import no_blocks, refused
+from sloserve.planner.view import Ask, View, view, work_s
+
+_NOTHING = First(inf, (), 0.0, 0.0)
+KV_FULL = Play(False, _NOTHING, Reason.KV)
+SLOTS_FULL = Play(False, _NOTHING, Reason.TTFT)
+
+
+class Decision:
+    """The running requests of a snapshot, and questions about who may join them."""
+
+    def __init__(self, snapshot: Snapshot, settings: Settings) -> None:
+        self.snapshot = snapshot
+        self.settings = settings
+        model = snapshot.model
+        limit_s = settings.step_limit_factor * max(model.w, model.c1)
+        self.reserve_s = trickle_s(
+            snapshot.best_effort, settings, now_s=snapshot.now_s, limit_s=limit_s
+        )
+        self.machine = Machine(
+            model,
+            limit_s,
+            snapshot.limits.max_batch_tokens,
+            self.reserve_s,
+            settings.min_chunk_tokens,
+        )
+        self.num_runs = 0
+        self.relegated: list[Row] = []
+        self.seen: View
+        self.base_s: float
+        self._look(snapshot.margin_s)
+        self.failures: dict[int, Play] = {}
+        self.accepted: tuple[tuple[int, ...], Play] | None = None
+
+    def _look(self, margin_s: float) -> None:
+        gone = frozenset(row.id for row in self.relegated)
+        self.base_s = self.snapshot.now_s + margin_s
+        self.seen = view(self.snapshot, margin_s=margin_s, without=gone)
+        self.accepted = None
+
+    def run(self, jobs: Sequence[Job], *, lockstep: bool, max_steps: int | None = None) -> Play:
+        """Play forward; `jobs` sorted, the running prefills among them."""
+        self.num_runs += 1
+        if max_steps is None:
+            return play(self.seen.field, jobs, self.machine, lockstep=lockstep)
+        return play(self.seen.field, jobs, self.machine, lockstep=lockstep, max_steps=max_steps)
+
+    def lockstep(self, asks: Sequence[Ask]) -> bool:
+        """Whether memory is too tight to leave decodes out of steps."""
+        return not self._fit(asks).slack
+
+    def accept(self, asks: Sequence[Ask]) -> bool:
+        """Whether `asks` may all join: slots, blocks, and every promise in time."""
+        result = self._try(asks)
+        if result.ok:
+            self.accepted = (tuple(ask.row.id for ask in asks), result)
+            return True
+        if asks:
+            self.failures[asks[-1].row.id] = result
+        return False
+
+    def first_step(self, asks: Sequence[Ask]) -> First:
+        """
+        The coming step with `asks` joined: of the accepted play-forward, else formed now.
+
+        When nothing meets the deadlines any more, margins are given up, then promises
+        (`settle`), and at last only order by deadline is left.
+        """
+        if self.accepted and self.accepted[0] == tuple(ask.row.id for ask in asks):
+            return self.accepted[1].first
+        for attempt in range(2):
+            jobs = self._jobs(asks)
+            result = self.run(jobs, lockstep=self.lockstep(asks), max_steps=1)
+            if result.ok:
+                return result.first
+            if attempt == 0:
+                self.settle()
+        late = [job._replace(due_s=job.due_s + 1e6) for job in self._jobs(asks)]
+        return self.run(late, lockstep=True, max_steps=1).first
+
+    def settle(self) -> bool:
+        """
+        Make sure that the running requests are feasible by themselves.
+
+        A model error may have made them infeasible: give up the margin, then a little more; if
+        that does not do, relegate the one with the least value per remaining demand. True when
+        promises were given up.
+        """
+        margin_s = self.snapshot.margin_s
+        margins = (margin_s, margin_s / 2, 0.0, -self.settings.relegate_late_s)
+        before = len(self.relegated)
+        while True:
+            result: Play | None = None
+            for tried_s in margins:
+                if self.snapshot.now_s + tried_s != self.base_s:
+                    self._look(tried_s)
+                result = self.run(self.seen.jobs, lockstep=self.lockstep(()))
+                if result.ok:
+                    return len(self.relegated) > before
+            assert result is not None
+            victim = self._least_valuable(result)
+            if victim is None:
+                return len(self.relegated) > before
+            self.relegated.append(victim)
+            self._look(margin_s)
+
+    def verdict(self, ask: Ask, cause: Play, asks: Sequence[Ask]) -> Verdict:
+        """The verdict on `ask`, refused because of `cause`, with `asks` accepted instead."""
+        limits, row = self.snapshot.limits, ask.row
+        last = ask.job._replace(due_s=1e6)
+        jobs = [*self._jobs([a for a in asks if a is not ask]), last]
+        result = self.run(jobs, lockstep=cause.reason is Reason.KV)
+        earliest_s = dict(result.finished).get(ask.id, result.first.predicted_s)
+        if cause.reason is Reason.KV:
+            holders = [*self.seen.holders, *(a.holder for a in asks if a is not ask), ask.holder]
+            size = limits.block_size
+            peak = peak_tokens(holders, spare=size - 1, z=self.settings.z)
+            over = peak - limits.num_blocks * size
+            pace_s = self.snapshot.model.step_s(len(holders), context=float(self.seen.field.total))
+            until_s = 0.0
+            for tokens, left, _ in sorted(self.seen.holders, key=lambda h: h.left):
+                if over <= 0:
+                    break
+                over -= tokens + left
+                until_s = left * pace_s
+            return no_blocks(
+                needed=int(peak) // size,
+                num_blocks=limits.num_blocks,
+                earliest_s=earliest_s,
+                until_free_s=until_s,
+            )
+        return refused(
+            cause,
+            ttft_left_s=row.due_s - self.snapshot.now_s,
+            ttft_s=row.due_s - row.arrival_s,
+            tpot_s=row.tpot_s,
+            earliest_s=earliest_s,
+        )
+
+    def _try(self, asks: Sequence[Ask]) -> Play:
+        if len(self.seen.holders) + len(asks) > self.snapshot.limits.max_running:
+            return SLOTS_FULL
+        room = self._fit(asks)
+        if not room.fits and asks:
+            return KV_FULL
+        return self.run(self._jobs(asks), lockstep=not room.slack)
+
+    def _fit(self, asks: Sequence[Ask]) -> Fit:
+        limits = self.snapshot.limits
+        holders = self.seen.holders
+        if asks:
+            holders = [*holders, *(ask.holder for ask in asks)]
+        return fit(
+            holders,
+            num_blocks=limits.num_blocks,
+            block_size=limits.block_size,
+            z=self.settings.z,
+        )
+
+    def _jobs(self, asks: Sequence[Ask]) -> list[Job]:
+        if not asks:
+            return self.seen.jobs
+        return sorted([*self.seen.jobs, *(ask.job for ask in asks)])
+
+    def _least_valuable(self, failed: Play) -> Row | None:
+        rows = {row.id: row for row in self.snapshot.running}
+        model = self.snapshot.model
+        if failed.reason is Reason.TTFT and self.seen.jobs:
+            late = self.seen.jobs[-1] if failed.late_id is None else None
+            for job in self.seen.jobs:
+                if job.id == failed.late_id:
+                    late = job
+            ahead = [job for job in self.seen.jobs if late is None or job.due_s <= late.due_s]
+            worst = min(
+                ahead or self.seen.jobs,
+                key=lambda job: rows[job.id].weight / work_s(model, job.rem, job.prior),
+            )
+            return rows[worst.id]
+        if self.seen.decodes:
+            return min(
+                (row for _, row in self.seen.decodes),
+                key=lambda row: row.weight / max(1.0, row.expected_output),
+            )
+        return rows[self.seen.jobs[0].id] if self.seen.jobs else None

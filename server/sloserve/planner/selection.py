@@ -1,0 +1,106 @@
+"""
+Which of those who wait get their promise: Moore-Hodgson over feasibility.
+
+    start from the set selected before
+    for r in order of TTFT deadline:
+        selected + r feasible                       -> take r
+        else drop the one with the least value per demand:
+            still infeasible                        -> revert: r is refused, the set stays
+            feasible                                -> keep the rest
+
+Dropping may make another late (the clock of its decode starts earlier), so nothing is taken for
+granted: every set that is kept was played forward. `accept` answers for a whole set.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+SWAP_CANDIDATES = 12
+"""Up to so many candidates a one-swap search follows."""
+
+
+class Candidate(Protocol):
+    """What selection must know of one that waits."""
+
+    @property
+    def id(self) -> int:
+        """Unique."""
+        ...
+
+    @property
+    def due_s(self) -> float:
+        """When its first token is due."""
+        ...
+
+    @property
+    def density(self) -> float:
+        """Value per demand; the least goes first."""
+        ...
+
+    @property
+    def value(self) -> float:
+        """What a kept promise is worth."""
+        ...
+
+    @property
+    def firm(self) -> bool:
+        """Already answered for: must not be dropped."""
+        ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+def select(
+    selected: Sequence[C],
+    arrivals: Iterable[C],
+    accept: Callable[[Sequence[C]], bool],
+    *,
+    swap: bool = False,
+) -> tuple[list[C], list[C]]:
+    """
+    (selected, refused) after `arrivals` asked to join. `selected` must have been accepted.
+
+    Takes one to two calls of `accept` per arrival; with `swap` one more per pair of a refused
+    and a selected one, for at most SWAP_CANDIDATES of them.
+    """
+    chosen = list(selected)
+    refused: list[C] = []
+    for new in sorted(arrivals, key=lambda c: (c.due_s, c.id)):
+        more = [*chosen, new]
+        if accept(more):
+            chosen = more
+            continue
+        victim = min((c for c in more if not c.firm), key=lambda c: c.density, default=new)
+        if victim is not new and victim.value <= new.value:
+            fewer = [c for c in more if c is not victim]
+            if accept(fewer):
+                chosen = fewer
+                refused.append(victim)
+                continue
+        refused.append(new)
+    if swap and refused and len(chosen) + len(refused) <= SWAP_CANDIDATES:
+        chosen, refused = _one_swap(chosen, refused, accept)
+    return chosen, refused
+
+
+def _one_swap(
+    chosen: list[C], refused: list[C], accept: Callable[[Sequence[C]], bool]
+) -> tuple[list[C], list[C]]:
+    """Take a refused one for a selected one where that is worth more, or makes room."""
+    for new in sorted(refused, key=lambda c: -c.density):
+        if accept([*chosen, new]):  # an earlier swap made room
+            chosen = [*chosen, new]
+            refused = [c for c in refused if c is not new]
+            continue
+        for old in sorted(chosen, key=lambda c: c.density):
+            if old.firm or old.value > new.value:
+                continue
+            if old.value == new.value and old.density >= new.density:
+                continue
+            swapped = [c for c in chosen if c is not old] + [new]
+            if accept(swapped):
+                chosen = swapped
+                refused = [c for c in refused if c is not new] + [old]
+                break
+    return chosen, refused
