@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
+
 from sloserve.errors import Reason
 from sloserve.perf import StepModel
 from sloserve.planner import Limits, Plan, Probe, Row, Snapshot, Verdict

@@ -22,6 +22,7 @@ class Generate:
     arrival_s: float
     last_hop: bool = True
     cache_salt: str = ""
+    streamed: bool = True  # False: its promise is judged as a whole, at the end
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Text to tokens and back, as the loop and the frontend need it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -25,3 +26,50 @@ class Tokenizer(Protocol):
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Token ids of a conversation, with the prompt for the assistant's turn added."""
         ...
+
+
+class ByteTokenizer:
+    """
+    One token per UTF-8 byte, and three special ones: for models that are only simulated.
+
+    A conversation becomes "role: content" lines.
+    """
+
+    specials = ("<|end|>", "<think>", "</think>")
+
+    def __init__(self) -> None:
+        self.vocab_size = 256 + len(self.specials)
+        self.special_ids = frozenset(range(256, self.vocab_size))
+        self._id_of = {text: 256 + i for i, text in enumerate(self.specials)}
+        self._split = re.compile("(" + "|".join(map(re.escape, self.specials)) + ")")
+
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """The bytes of `text`; a special token's text becomes that token. None are added."""
+        ids: list[int] = []
+        for part in self._split.split(text):
+            special = self._id_of.get(part)
+            ids += part.encode() if special is None else (special,)
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of `ids`; what is not UTF-8 shows as U+FFFD."""
+        parts: list[str] = []
+        run = bytearray()
+        for token_id in ids:
+            if token_id < 256:
+                run.append(token_id)
+            elif not skip_special:
+                parts.append(run.decode(errors="replace"))
+                parts.append(self.specials[token_id - 256])
+                run = bytearray()
+        parts.append(run.decode(errors="replace"))
+        return "".join(parts)
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, for logprobs."""
+        return self.decode([token_id], skip_special=False)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """The messages as lines, and "assistant: " at the end."""
+        lines = [f"{message['role']}: {message.get('content') or ''}\n" for message in messages]
+        return self.encode("".join(lines) + "assistant: ")

@@ -54,10 +54,6 @@ class BlockPool:
             found.append(block)
         return found
 
-    def count_owned(self, blocks: Iterable[int]) -> int:
-        """How many of `blocks` somebody owns: sharing those takes nothing from `num_free`."""
-        return sum(self._owners[block] > 0 for block in blocks)
-
     def share(self, blocks: Iterable[int]) -> None:
         """Become one more owner of blocks that `match` found."""
         for block in blocks:

@@ -26,6 +26,7 @@ def emit(request: Request, outcome: Outcome, at_s: float) -> tuple[bool, float]:
     row.num_known += 1
     row.num_output += 1
     row.max_output -= 1
+    row.kept = deadlines.kept
     row.due_s = deadlines.due_s
     if deadlines.stage != request.stage:
         request.stage = deadlines.stage

@@ -75,10 +75,8 @@ class Holdings:
         self._matched_version = self.pool.version
         for request in self.unstarted.values():
             if request.reuse_prefix:
-                found = self._cached_prefix(request)
-                request.row.num_computed = len(found) * self.pool.block_size
-                # blocks that others own cost nothing; unowned cached ones count as free
-                request.row.num_blocks = self.pool.count_owned(found)
+                num_found = len(self._cached_prefix(request))
+                request.row.num_computed = num_found * self.pool.block_size
 
     def check_integrity(self, requests: dict[int, Request]) -> None:
         """Blocks, status and rows of the live requests agree. Asserts."""

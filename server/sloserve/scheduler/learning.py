@@ -1,10 +1,14 @@
 """What serving teaches: how long answers get, per class, and how long steps take."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from sloserve.scheduler.request import Request
 
+MEDIAN_TOKENS = 256
+"""The median prompt of a class before any came."""
+REMEMBERED_PROMPTS = 64
 REFRESH_TOKENS = 8
 """A running request's expectation is asked for anew every so many tokens, and counted down
 between: the law changes slowly, the step is short."""
@@ -46,6 +50,7 @@ class Laws:
     def __init__(self, new_law: Callable[[], Law]) -> None:
         self._new_law = new_law
         self._of: dict[str, Law] = {}
+        self._prompts: dict[str, deque[int]] = {}  # latest prompt lengths, by class
 
     def of(self, slo_class: str) -> Law:
         """The law of a class."""
@@ -53,6 +58,17 @@ class Laws:
         if law is None:
             law = self._of[slo_class] = self._new_law()
         return law
+
+    def arrived(self, request: Request) -> None:
+        """Learn the length of a prompt."""
+        name = request.promise.slo_class
+        latest = self._prompts.setdefault(name, deque(maxlen=REMEMBERED_PROMPTS))
+        latest.append(request.num_prompt)
+
+    def median_prompt(self, slo_class: str) -> int:
+        """The median of the class's latest prompts, in tokens; `MEDIAN_TOKENS` before any."""
+        latest = self._prompts.get(slo_class)
+        return sorted(latest)[len(latest) // 2] if latest else MEDIAN_TOKENS
 
     def observe(self, request: Request) -> None:
         """Learn from a finished request."""

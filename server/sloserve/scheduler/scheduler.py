@@ -110,6 +110,7 @@ class Scheduler:
             self._decline(request, verdict, now_s)
             return
         request.reuse_prefix = request.reuse_prefix and self._prefix_caching
+        self.laws.arrived(request)
         self.laws.expect(request)
         self.requests[request.id] = request
         self.holdings.add(request)

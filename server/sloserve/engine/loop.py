@@ -1,0 +1,227 @@
+"""The engine's synchronous core: plan, step, emit, account; one turn at a time."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+
+from sloserve.engine.clock import Clock
+from sloserve.engine.events import Broken, Decided, Event, Generate
+from sloserve.engine.generation import Generation
+from sloserve.engine.runner import ModelFacts, Runner, Sampled, StepRow
+from sloserve.engine.timeline import StepRecord, Timeline
+from sloserve.engine.tokenizer import Tokenizer
+from sloserve.errors import Reason
+from sloserve.planner import Verdict
+from sloserve.scheduler import Batch, BatchRow, Outcome, Request, Scheduler
+from sloserve.slo import Decision, SloClass
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[list[tuple[str, Event]]], None]
+
+
+class Engine:
+    """
+    Everything between an inbox and a runner. Not thread-safe: one caller (`EngineThread`, or a
+    test with virtual time) feeds it and turns it.
+
+    `emit` gets events as (key, event), in batches: decisions before the step runs, tokens after.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        clock: Clock,
+        emit: Emit,
+    ) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.clock = clock
+        self.emit = emit
+        self.timeline = Timeline()
+        self.progress_s = clock.now_s()
+        """When a step last ended, or there was nothing to do."""
+        self.num_failures_in_a_row = 0
+        """Steps that broke since the last one that did not."""
+        self._generations: dict[int, Generation] = {}
+        self._id_of: dict[str, int] = {}
+        self._ids = itertools.count(1)
+        self._outbox: list[tuple[str, Event]] = []
+        self._last_end_s: float | None = None  # end of the last step; None after idling
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Facts of the model that is served."""
+        return self.runner.facts
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is alive."""
+        return bool(self._generations)
+
+    # --- the inbox ----------------------------------------------------------------------------
+
+    def add(self, generate: Generate) -> None:
+        """A new request. Its decision comes with the next turn."""
+        sampling = generate.sampling
+        request = Request(
+            id=next(self._ids),
+            promise=generate.promise,
+            arrival_s=generate.arrival_s,
+            tokens=list(generate.prompt),
+            num_prompt=len(generate.prompt),
+            max_output=sampling.max_tokens,
+            last_hop=generate.last_hop,
+            cache_salt=generate.cache_salt,
+            reuse_prefix=sampling.prompt_logprobs is None,  # those need every position computed
+            streamed=generate.streamed,
+        )
+        self._generations[request.id] = Generation(
+            generate, request, facts=self.facts, tokenizer=self.tokenizer
+        )
+        self._id_of[generate.key] = request.id
+        self.scheduler.add(request, self.clock.now_s())
+
+    def cancel(self, key: str, *, reason: Reason = Reason.CLIENT_GONE) -> None:
+        """The client gave up, or was given up; no further event is emitted for it."""
+        request_id = self._id_of.get(key)
+        if request_id is not None:
+            self.scheduler.cancel(request_id, self.clock.now_s(), reason=reason)
+            self._forget(request_id)
+
+    def set_classes(self, classes: Iterable[SloClass]) -> None:
+        """Report on these classes from now on."""
+        self.scheduler.set_classes(classes)
+
+    # --- one turn -----------------------------------------------------------------------------
+
+    def turn(self) -> bool:
+        """
+        Plan and run one step; False when there was nothing to run.
+
+        A step that breaks ends its requests with Broken; the next turn goes on with the others.
+        """
+        now_s = self.clock.now_s()
+        batch = self.scheduler.schedule(now_s)
+        begun_s = self.clock.now_s()
+        for request, decision, verdict in self.scheduler.decisions():
+            self._decided(request, decision, verdict)
+        self._flush()
+        if batch is None:
+            self._last_end_s = None
+            if not self.has_work:
+                self.progress_s = begun_s
+            return False
+        try:
+            sampled = self.runner.step([self._step_row(row) for row in batch.rows])
+            end_s = self.clock.now_s()
+            outcomes = self._accept(batch, sampled, end_s)
+        except Exception as error:
+            self._step_broke(batch, error)
+            return True
+        start_s = now_s if self._last_end_s is None else self._last_end_s
+        self.scheduler.commit(batch, outcomes, start_s, end_s)
+        self._record(batch, now_s=now_s, begun_s=begun_s, start_s=start_s, end_s=end_s)
+        self._last_end_s = self.progress_s = end_s
+        self.num_failures_in_a_row = 0
+        for request_id, outcome in outcomes.items():
+            if outcome.finished:
+                self._forget(request_id)
+        self._flush()
+        return True
+
+    def break_all(self, error: BaseException) -> None:
+        """The loop itself broke: every request ends with Broken, so that nobody waits forever."""
+        log.error("the engine loop broke", exc_info=error)
+        self.num_failures_in_a_row += 1
+        for request_id in list(self._generations):
+            self._break(request_id, error)
+        self._last_end_s = None
+        self._flush()
+
+    # --- parts of a turn ----------------------------------------------------------------------
+
+    def _step_row(self, row: BatchRow) -> StepRow:
+        request = row.request
+        return StepRow(
+            request_id=request.id,
+            tokens=request.tokens,
+            num_prompt=request.num_prompt,
+            start=row.start,
+            count=row.count,
+            block_table=request.blocks,
+            sample=row.sample,
+            sampling=self._generations[request.id].generate.sampling,
+        )
+
+    def _accept(self, batch: Batch, sampled: list[Sampled], end_s: float) -> dict[int, Outcome]:
+        """Tokens become chunks in the outbox, and outcomes for the scheduler."""
+        outcomes = {}
+        chunks: list[tuple[str, Event]] = []
+        for row, one in zip(batch.rows, sampled, strict=True):
+            generation = self._generations[row.request.id]
+            if one.prompt:
+                generation.hold_prompt(one)
+            if row.sample:
+                chunk, outcomes[row.request.id] = generation.accept(one, at_s=end_s)
+                chunks.append((generation.generate.key, chunk))
+        self._outbox += chunks
+        return outcomes
+
+    def _record(
+        self, batch: Batch, *, now_s: float, begun_s: float, start_s: float, end_s: float
+    ) -> None:
+        self.timeline.add(
+            StepRecord(
+                number=self.timeline.num_steps + 1,
+                planned_s=now_s,
+                plan_s=begun_s - now_s,
+                predicted_s=batch.predicted_s,
+                actual_s=end_s - begun_s,
+                period_s=end_s - start_s,
+                num_rows=len(batch.rows),
+                num_decodes=batch.num_decodes,
+                num_prefill_tokens=batch.num_tokens - batch.num_decodes,
+                num_best_effort_tokens=batch.num_best_effort_tokens,
+                context=batch.context,
+                num_waiting=self.scheduler.num_waiting,
+                free_blocks=self.scheduler.blocks.num_free,
+            )
+        )
+
+    def _decided(self, request: Request, decision: Decision, verdict: Verdict | None) -> None:
+        generation = self._generations[request.id]
+        event = Decided(decision)
+        if verdict is not None:
+            event = Decided(decision, verdict.reason, verdict.message, verdict.retry_after_s)
+        self._outbox.append((generation.generate.key, event))
+        if decision is Decision.DECLINED:
+            self._forget(request.id)
+
+    def _step_broke(self, batch: Batch, error: Exception) -> None:
+        log.error("a step broke", exc_info=error, extra={"num_rows": len(batch.rows)})
+        self.num_failures_in_a_row += 1
+        self._last_end_s = None
+        for request in self.scheduler.fail(batch, self.clock.now_s()):
+            self._break(request.id, error)
+        self._flush()
+
+    def _break(self, request_id: int, error: BaseException) -> None:
+        key = self._generations[request_id].generate.key
+        text = f"the engine failed: {type(error).__name__}: {error}"
+        self._outbox.append((key, Broken(Reason.NONE, text)))
+        self.scheduler.abort(request_id, self.clock.now_s())
+        self._forget(request_id)
+
+    def _forget(self, request_id: int) -> None:
+        del self._id_of[self._generations.pop(request_id).generate.key]
+        self.runner.forget(request_id)
+
+    def _flush(self) -> None:
+        if self._outbox:
+            events, self._outbox = self._outbox, []
+            self.emit(events)

@@ -1,0 +1,142 @@
+"""The thread that turns the engine, and the queue into it."""
+
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sloserve.engine.events import Generate
+from sloserve.engine.loop import Engine
+from sloserve.engine.reporter import Reporter
+from sloserve.errors import Reason
+from sloserve.slo import SloClass
+
+log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long another thread may keep the interpreter while the loop wants it; Python's own 5 ms is
+as long as a whole step of a small model."""
+RETRY_S = 0.002
+"""With work that can't run yet (deferred), the loop plans again after this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a request."""
+
+    key: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Reclass:
+    """Report on these classes from now on."""
+
+    classes: tuple[SloClass, ...]
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """What lies between emission and the client, in seconds."""
+
+    way_out_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave the loop now."""
+
+
+Command = Generate | Cancel | Reclass | WayOut | Stop
+
+
+class EngineThread:
+    """
+    Runs an engine until told to stop. `put` may be called from any thread.
+
+    An exception out of the engine's own code ends all requests with Broken, and the loop goes
+    on; one out of that, too, ends the thread (`alive` turns False).
+    """
+
+    def __init__(self, engine: Engine, reporter: Reporter, *, on_end: Callable[[], None]) -> None:
+        """`on_end` is called in the thread, as its last deed."""
+        self.engine = engine
+        self.reporter = reporter
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._on_end = on_end
+        self._thread = threading.Thread(target=self._run, name="sloserve-engine", daemon=True)
+        self._stopped = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread. Lowers the interpreter's switch interval for the whole process."""
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
+        self._thread.start()
+
+    def put(self, command: Command) -> None:
+        """Hand a command to the loop; it is read before the next step is planned."""
+        self._inbox.put(command)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread to end; False when it did not within `timeout_s`."""
+        self._thread.join(timeout_s)
+        return not self.alive
+
+    def _run(self) -> None:
+        try:
+            self._turn_until_stopped()
+        except Exception:
+            log.critical("the engine thread ends", exc_info=True)
+        finally:
+            self._on_end()
+
+    def _turn_until_stopped(self) -> None:
+        busy = False
+        while True:
+            self._read(wait=not busy)
+            if self._stopped:
+                break
+            try:
+                busy = self.engine.turn()
+            except Exception as error:
+                self.engine.break_all(error)
+                busy = False
+            self.reporter.refresh(self.engine.clock.now_s())
+        self.engine.runner.close()
+
+    def _read(self, *, wait: bool) -> None:
+        """Carry out every command there is; with `wait`, stay until one comes."""
+        if wait:
+            while self._inbox.empty() and self.reporter.refresh_now(self.engine.clock.now_s()):
+                pass
+            try:
+                self._carry_out(self._inbox.get(timeout=RETRY_S if self.engine.has_work else None))
+            except queue.Empty:
+                return
+        while True:
+            try:
+                command = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            self._carry_out(command)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Generate():
+                self.engine.add(command)
+            case Cancel():
+                self.engine.cancel(command.key, reason=command.reason)
+            case Reclass():
+                self.engine.set_classes(command.classes)
+                self.reporter.set_generation(command.generation)
+            case WayOut():
+                self.engine.scheduler.way_out_s = command.way_out_s
+            case Stop():
+                self._stopped = True

@@ -1,0 +1,112 @@
+"""A runner that computes nothing: a step takes as long as a step-time model says."""
+
+import math
+import random
+from collections.abc import Sequence
+
+from sloserve.engine.clock import Clock
+from sloserve.engine.runner import Logprobs, ModelFacts, Sampled, StepRow
+from sloserve.perf import StepModel
+
+TEXT = (
+    b"This is a simulated answer: its words mean nothing, but each of its tokens"
+    b" takes as long as a real one would. "
+)
+EOS_ID = 256
+
+
+class SimRunner:
+    """
+    Sleeps through each step on `clock`, and answers with the bytes of a fixed text.
+
+    `noise` is the sigma of a log-normal factor on every step (mean 1), `straggler_share` of the
+    steps take `straggler_factor` times as long. An answer ends at its max_tokens; with
+    `eos_probability` each token may end it before. Same seed, same steps: same times and tokens.
+    """
+
+    def __init__(
+        self,
+        model: StepModel,
+        facts: ModelFacts,
+        clock: Clock,
+        *,
+        seed: int = 0,
+        noise: float = 0.0,
+        straggler_share: float = 0.0,
+        straggler_factor: float = 1.5,
+        eos_probability: float = 0.0,
+    ) -> None:
+        self.facts = facts
+        self._model = model
+        self._clock = clock
+        self._random = random.Random(seed)
+        self._noise = noise
+        self._straggler_share = straggler_share
+        self._straggler_factor = straggler_factor
+        self._eos_probability = eos_probability
+
+    def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
+        """Take the step's time; one token per sampled row."""
+        until_s = self._clock.now_s() + self._step_s(rows)
+        sampled = [self._sample(row) for row in rows]
+        self._clock.sleep_until(until_s)
+        return sampled
+
+    def forget(self, request_id: int) -> None:
+        """Nothing is kept of a request."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _step_s(self, rows: Sequence[StepRow]) -> float:
+        num_tokens, context, pairs = 0, 0, 0.0
+        for row in rows:
+            num_tokens += row.count
+            if row.sample and row.count == 1 and len(row.tokens) > row.num_prompt:
+                context += row.start + 1
+            else:
+                pairs += row.count * (row.start + row.count / 2)
+        time_s = self._model.step_s(num_tokens, context=context, pairs=pairs)
+        if self._noise > 0:
+            time_s *= math.exp(self._random.gauss(-(self._noise**2) / 2, self._noise))
+        if self._straggler_share > 0 and self._random.random() < self._straggler_share:
+            time_s *= self._straggler_factor
+        return time_s
+
+    def _sample(self, row: StepRow) -> Sampled:
+        prompt: tuple[Logprobs, ...] = ()
+        if row.sampling.prompt_logprobs is not None and row.start < row.num_prompt:
+            end = min(row.start + row.count, row.num_prompt)
+            prompt = tuple(Logprobs(token_id, 0.0) for token_id in row.tokens[row.start : end])
+        if not row.sample:
+            return Sampled(prompt=prompt)
+        num_output = len(row.tokens) - row.num_prompt
+        token_id = TEXT[num_output % len(TEXT)]
+        may_end = not row.sampling.ignore_eos and num_output >= row.sampling.min_tokens
+        if may_end and self._eos_probability > 0 and self._random.random() < self._eos_probability:
+            token_id = EOS_ID
+        logprobs = None if row.sampling.logprobs is None else Logprobs(token_id, 0.0)
+        return Sampled(token_id=token_id, logprobs=logprobs, prompt=prompt)
+
+
+def sim_facts(
+    *,
+    name: str = "sim",
+    max_model_len: int = 32768,
+    block_size: int = 16,
+    num_blocks: int = 8192,
+    hardware: str = "simulated",
+) -> ModelFacts:
+    """Facts of a simulated model, to go with `ByteTokenizer`."""
+    return ModelFacts(
+        name=name,
+        vocab_size=259,
+        max_model_len=min(max_model_len, block_size * num_blocks),
+        eos_ids=(EOS_ID,),
+        block_size=block_size,
+        num_blocks=num_blocks,
+        kv_bytes_per_token=0,
+        dtype="none",
+        device="sim",
+        hardware=hardware,
+    )
