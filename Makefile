@@ -1,0 +1,58 @@
+# Everything a person needs starts here: `make help`.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.setup-done
+
+# PyTorch: `cpu` (about 200 MB) unless a GPU is seen; TORCH=cuda or TORCH=cpu decides otherwise.
+TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+# Where CPU builds come from. Empty: wherever pip is configured to look (PyPI's Linux builds are
+# CUDA ones, gigabytes of them).
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_PIN    = $(shell grep -h '^torch==' constraints.txt)
+
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up bench test check format clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## make .venv and install everything (TORCH=cuda for GPU builds)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "sloserve needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),cuda)
+	$(PIP) '$(TORCH_PIN)'
+else
+	$(PIP) --retries 2 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH_PIN)'
+endif
+	$(PIP) -c constraints.txt -e '.[engine,dev]'
+	@touch $@
+
+up: $(STAMP)  ## serve examples/sloservice.yaml on http://127.0.0.1:8080/v1 (ARGS="--port 9000")
+	@$(BIN)/sloserve up -f examples/sloservice.yaml $(ARGS) || test $$? -eq 130
+
+bench: $(STAMP)  ## load the service that `make up` started (ARGS="--help")
+	@$(BIN)/sloserve bench $(ARGS)
+
+test: $(STAMP)  ## run the whole test suite (ARGS="-k planner")
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(STAMP)  ## formatting, lint, types, imports
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## format the code and fix what lint can fix
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## remove what tools and runs left behind; keeps .venv
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .sloserve build dist
