@@ -1,0 +1,160 @@
+"""The gateway's counters: every request once, at its end, and the last minutes per class."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sloserve.errors import Reason
+from sloserve.gateway.promise import Judgement
+from sloserve.http.exporter import Exporter
+from sloserve.metrics import GATEWAY_EXPORTS
+from sloserve.slo.service import ServiceSpec
+
+BUCKET_S = 5.0
+NUM_BUCKETS = 60
+WINDOW_S = BUCKET_S * NUM_BUCKETS
+PROMISES = ("ttft", "tpot", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Requests of one class over some time; `attained` by promise: ttft, tpot, all."""
+
+    eligible: int
+    attained: dict[str, int]
+
+    @property
+    def attainment(self) -> float | None:
+        """Share that kept every promise; None when nobody was eligible."""
+        return self.attained["all"] / self.eligible if self.eligible else None
+
+
+class _Recent:
+    """Counts in buckets of 5 s, over 5 minutes."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, list[int]] = {}
+
+    def add(self, now_s: float, judgement: Judgement) -> None:
+        number = int(now_s / BUCKET_S)
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = [0, 0, 0, 0]
+            for old in [n for n in self._buckets if n <= number - NUM_BUCKETS]:
+                del self._buckets[old]
+        bucket[0] += 1
+        bucket[1] += judgement.ttft_kept
+        bucket[2] += judgement.tpot_kept
+        bucket[3] += judgement.attained
+
+    def tally(self, now_s: float) -> Tally:
+        least = int(now_s / BUCKET_S) - NUM_BUCKETS
+        live = [b for number, b in self._buckets.items() if number > least]
+        sums = [sum(b[i] for b in live) for i in range(4)]
+        return Tally(sums[0], dict(zip(PROMISES, sums[1:], strict=True)))
+
+
+class Ledger:
+    """Everything the gateway counts, in one exporter."""
+
+    def __init__(self, spec: ServiceSpec, *, clock: Callable[[], float]) -> None:
+        self.exporter = Exporter(GATEWAY_EXPORTS)
+        self._clock = clock
+        self._service, self._model = spec.name, spec.model.served_name
+        self._recent: dict[str, _Recent] = {}
+        self.apply(spec)
+
+    def apply(self, spec: ServiceSpec) -> None:
+        """Show the targets in force; counters of new classes appear at 0."""
+        exporter = self.exporter
+        self._service, self._model = spec.name, spec.model.served_name
+        exporter.clear("sloserve_slo_target_seconds")
+        exporter.clear("sloserve_slo_objective_ratio")
+        exporter.set("sloserve_config_generation", value=spec.generation)
+        for slo_class in spec.classes:
+            name = slo_class.name
+            ttft = slo_class.ttft
+            ttft_s = ttft.floor_s if ttft.target_s is None else ttft.target_s
+            tpot_s = slo_class.tightest_stage_tpot_s
+            targets = ("sloserve_slo_target_seconds", spec.name, name)
+            exporter.set(*targets, "ttft", value=ttft_s)
+            exporter.set(*targets, "tpot", value=tpot_s)
+            exporter.set("sloserve_slo_objective_ratio", spec.name, name, value=slo_class.objective)
+            self._start(name)
+
+    def _start(self, slo_class: str) -> None:
+        self._recent.setdefault(slo_class, _Recent())
+        labels = (self._service, self._model, slo_class)
+        add = self.exporter.add
+        add("sloserve_slo_requests_total", *labels, amount=0)
+        for promise in PROMISES:
+            add("sloserve_slo_attained_total", *labels, promise, amount=0)
+        for decision, outcome in (
+            ("admitted", "finished"),
+            ("deferred", "finished"),
+            ("degraded", "finished"),
+            ("declined", "refused"),
+        ):
+            add("sloserve_requests_total", *labels, decision, outcome, "", amount=0)
+        pending = ("sloserve_gateway_pending", self._service, slo_class)
+        self.exporter.set(*pending, value=self.exporter.value(*pending))
+
+    def ended(
+        self, slo_class: str, *, decision: str, outcome: str, reason: Reason, judgement: Judgement
+    ) -> None:
+        """One request is over; `slo_class` is empty when it was refused before it had one."""
+        labels = (self._service, self._model, slo_class)
+        add = self.exporter.add
+        add("sloserve_requests_total", *labels, decision, outcome, reason.value)
+        if not judgement.eligible:
+            return
+        add("sloserve_slo_requests_total", *labels)
+        if judgement.ttft_kept:
+            add("sloserve_slo_attained_total", *labels, "ttft")
+        if judgement.tpot_kept:
+            add("sloserve_slo_attained_total", *labels, "tpot")
+        if judgement.attained:
+            add("sloserve_slo_attained_total", *labels, "all")
+        self._recent[slo_class].add(self._clock(), judgement)
+
+    def latencies(self, slo_class: str, *, ttft_s: float | None, mean_tpot_s: float | None) -> None:
+        """What a client saw of one answer."""
+        labels = (self._service, self._model, slo_class)
+        if ttft_s is not None:
+            self.exporter.observe("sloserve_gateway_ttft_seconds", *labels, value=ttft_s)
+        if mean_tpot_s is not None:
+            self.exporter.observe("sloserve_gateway_tpot_seconds", *labels, value=mean_tpot_s)
+
+    def passed(self, *, added_s: float, num_hops: int) -> None:
+        """A request's first byte went out: what the gateway itself took, and replicas asked."""
+        self.exporter.observe("sloserve_gateway_added_seconds", self._service, value=added_s)
+        self.exporter.observe("sloserve_gateway_hops", self._service, value=num_hops)
+
+    def pending(self, slo_class: str, change: int) -> None:
+        """A request begins (1) or ends (-1) waiting here for a replica."""
+        labels = ("sloserve_gateway_pending", self._service, slo_class)
+        self.exporter.set(*labels, value=self.exporter.value(*labels) + change)
+
+    def num_pending(self, slo_class: str) -> int:
+        """Requests of a class that wait here now."""
+        return int(self.exporter.value("sloserve_gateway_pending", self._service, slo_class))
+
+    def inflight(self, num_requests: int, states: dict[str, int]) -> None:
+        """Refresh the gauges of requests forwarded and of replicas by state."""
+        self.exporter.set("sloserve_gateway_inflight", self._service, value=num_requests)
+        for state, count in states.items():
+            self.exporter.set("sloserve_gateway_replicas", self._service, state, value=count)
+
+    def since_start(self, slo_class: str) -> Tally:
+        """The class's counters."""
+        labels = (self._service, self._model, slo_class)
+        value = self.exporter.value
+        attained = {
+            p: math.floor(value("sloserve_slo_attained_total", *labels, p)) for p in PROMISES
+        }
+        return Tally(math.floor(value("sloserve_slo_requests_total", *labels)), attained)
+
+    def recent(self, slo_class: str) -> Tally:
+        """The class's last five minutes."""
+        recent = self._recent.get(slo_class) or _Recent()
+        return recent.tally(self._clock())

@@ -1,0 +1,138 @@
+"""`sloserve gateway`: one gateway process."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from sloserve.errors import BadInput
+from sloserve.gateway.app import create_app, create_internal_app
+from sloserve.gateway.core import Core, new_session
+from sloserve.gateway.keys import Key, load_keys
+from sloserve.gateway.settings import Settings
+from sloserve.gateway.sources import Source, make_source
+from sloserve.http.config import load_manifest
+from sloserve.http.serve import Listener, Stop, bind, parse_listen, run, serving, url_of
+from sloserve.http.watch import Watched
+from sloserve.slo import ServiceSpec
+
+log = logging.getLogger(__name__)
+
+ANSWERED_GRACE_S = 5.0
+
+
+def run_gateway(args: argparse.Namespace) -> int:
+    """The command: flags in, exit code out."""
+    return serve_gateway(
+        args.config,
+        listen=args.listen,
+        internal=args.internal,
+        replicas=args.replicas,
+        keys=args.keys,
+        tls_cert=args.tls_cert,
+        tls_key=args.tls_key,
+    )
+
+
+def serve_gateway(
+    config: Path,
+    *,
+    listen: str,
+    internal: str,
+    replicas: str,
+    keys: Path | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    settings: Settings | None = None,
+) -> int:
+    """
+    Serve until SIGTERM or SIGINT; the exit code.
+
+    `config` is the resolved service spec, `replicas` a list, a file or a DNS name
+    (`sources.make_source`). Config and keys are watched: changes apply live. Raises BadInput for
+    bad input and Failed when a port is taken, before anything is served.
+    """
+    if (tls_cert is None) != (tls_key is None):
+        raise BadInput("TLS needs both --tls-cert and --tls-key")
+    for path, flag in ((tls_cert, "--tls-cert"), (tls_key, "--tls-key")):
+        if path is not None and not path.is_file():
+            raise BadInput(f"no such file: {path}", field=flag)
+    spec = Watched(config, load_manifest)
+    ring = Watched(keys, load_keys) if keys is not None else None
+    source = make_source(replicas)
+    public = bind(*parse_listen(listen))
+    inside = bind(*parse_listen(internal))
+    tls = (str(tls_cert), str(tls_key)) if tls_cert is not None else (None, None)
+    return run(_main(spec, ring, source, public, inside, tls, settings or Settings()))
+
+
+async def _main(
+    spec: Watched[ServiceSpec],
+    ring: Watched[tuple[Key, ...]] | None,
+    source: Source,
+    public: socket.socket,
+    inside: socket.socket,
+    tls: tuple[str | None, str | None],
+    settings: Settings,
+) -> int:
+    stop = Stop()
+    stop.install()
+    async with new_session(settings) as session:
+        keys = ring.value if ring is not None else None
+        core = Core(spec.value, source, session=session, keys=keys, settings=settings)
+        work: list[Coroutine[Any, Any, None]] = [core.run(), spec.follow(core.apply)]
+        if ring is not None:
+            work.append(ring.follow(core.keyring.replace))
+        async with _running(work, stop), serving([Listener(create_internal_app(core), inside)]):
+            listener = Listener(create_app(core), public, tls_cert=tls[0], tls_key=tls[1])
+            log.info(
+                "gateway serves %s at %s, internal at %s",
+                spec.value.name,
+                url_of(public, tls=tls[0] is not None),
+                url_of(inside),
+            )
+            await _serve_public(core, listener, stop)
+    return stop.exit_code
+
+
+async def _serve_public(core: Core, listener: Listener, stop: Stop) -> None:
+    """Until told to stop, and then until every answer is out, its time is up, or told again."""
+
+    async def serve() -> None:
+        async with serving([listener], grace_s=core.spec.drain_timeout_s + ANSWERED_GRACE_S):
+            await stop.asked.wait()
+            core.draining = True
+            log.info("draining: %d requests open", len(core.open))
+
+    served = asyncio.create_task(serve())
+    at_once = asyncio.create_task(stop.at_once.wait())
+    done, left = await asyncio.wait({served, at_once}, return_when=asyncio.FIRST_COMPLETED)
+    for task in left:
+        task.cancel()
+    if served in done:
+        served.result()
+
+
+@contextlib.asynccontextmanager
+async def _running(work: Sequence[Coroutine[Any, Any, None]], stop: Stop) -> AsyncIterator[None]:
+    """Run these beside the block, until its end; without one of them the gateway stops too."""
+    tasks = [asyncio.create_task(one) for one in work]
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("the gateway can't go on", exc_info=error)
+            stop.exit_code = 1
+            stop.asked.set()
+
+    for task in tasks:
+        task.add_done_callback(ended)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

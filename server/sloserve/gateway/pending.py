@@ -1,0 +1,55 @@
+"""Where requests wait for a replica: woken by every report, those due first go first."""
+
+import asyncio
+import itertools
+
+from sloserve.errors import Declined, Reason
+
+MAX_PENDING = 2048
+COALESCE_S = 0.02
+"""Reports of several replicas that come together wake the waiting once."""
+
+
+class WaitingRoom:
+    """Requests that nobody can take now. Bounded: beyond `max_pending` they are declined."""
+
+    def __init__(self, *, max_pending: int = MAX_PENDING) -> None:
+        self._max_pending = max_pending
+        self._waiting: dict[asyncio.Future[None], tuple[float, int]] = {}
+        self._count = itertools.count()
+        self._bell: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def ring(self) -> None:
+        """A report came: wake everybody shortly."""
+        if self._waiting and self._bell is None:
+            self._bell = asyncio.get_running_loop().call_later(COALESCE_S, self._wake)
+
+    def _wake(self) -> None:
+        self._bell = None
+        for future, _ in sorted(self._waiting.items(), key=lambda item: item[1]):
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self, *, due_s: float, timeout_s: float) -> None:
+        """
+        Wait for the next report, at most `timeout_s`; earlier `due_s` is woken earlier.
+
+        Raises Declined when too many wait already.
+        """
+        if len(self._waiting) >= self._max_pending:
+            raise Declined(
+                Reason.QUEUE_FULL,
+                f"{len(self._waiting)} requests wait for a replica already",
+                retry_after_s=1.0,
+            )
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[future] = (due_s, next(self._count))
+        try:
+            await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            pass
+        finally:
+            del self._waiting[future]

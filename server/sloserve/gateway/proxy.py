@@ -1,0 +1,184 @@
+"""
+The two routes that carry the load, as plain ASGI: FastAPI's own path costs as much as all of
+this together.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+
+from sloserve.errors import NotFound, Reason, SloserveError
+from sloserve.gateway.core import Core
+from sloserve.gateway.exchange import Exchange
+from sloserve.gateway.keys import Key, KeyRefused
+from sloserve.gateway.passing import NO_DECISION, count
+from sloserve.gateway.peek import peek
+from sloserve.gateway.promise import MISSED, NOT_COUNTED
+from sloserve.gateway.reply import Receive, Scope, Send, explanation, refuse
+from sloserve.gateway.ticket import Ticket
+from sloserve.http.errors import Refusal, TooLarge, refusal
+from sloserve.http.offers import resolve_offer
+from sloserve.routing import prefix_keys
+from sloserve.slo.service import ServiceSpec
+from sloserve.wire import ANNOTATE, PROMISE, REQUEST_ID, SESSION_ID, offer_to_json
+
+log = logging.getLogger(__name__)
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+PATHS = (CHAT, COMPLETIONS)
+FORWARDED = ("content-type", "user-agent", SESSION_ID, "traceparent", "tracestate")
+"""The client's headers that a replica sees, beside the promise; all others stay here."""
+MAX_ID_CHARS = 128
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was whole."""
+
+
+class Proxy:
+    """ASGI application for `PATHS`."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        core = self._core
+        arrival_s = core.clock()
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        request_id = _request_id(headers)
+        key: Key | None = None
+        try:
+            found = core.keyring.authenticate(headers.get("authorization"))
+            core.keyring.begin(found, arrival_s)
+            key = found
+            body = await _read(receive, core.settings.max_body_bytes)
+            ticket = self._ticket(
+                key, headers, body, chat=scope["path"] == CHAT, request_id=request_id,
+                arrival_s=arrival_s,
+            )  # fmt: skip
+            await self._serve(ticket, receive, send)
+        except SloserveError as error:
+            reason = Reason.RATE_LIMIT if key is None and _status(error) == 429 else Reason.NONE
+            core.ledger.ended(
+                "", decision=NO_DECISION, outcome="refused", reason=reason, judgement=NOT_COUNTED
+            )
+            told = error.refusal if isinstance(error, KeyRefused) else refusal(error)
+            await refuse(send, told, explanation(request_id=request_id))
+        except ClientGone:
+            core.ledger.ended(
+                "", decision=NO_DECISION, outcome="cancelled", reason=Reason.CLIENT_GONE,
+                judgement=NOT_COUNTED,
+            )  # fmt: skip
+        finally:
+            if key is not None:
+                core.keyring.end(key)
+
+    def _ticket(
+        self,
+        key: Key,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        chat: bool,
+        request_id: str,
+        arrival_s: float,
+    ) -> Ticket:
+        """Raises SloserveError when the request is refused before it has a class."""
+        core = self._core
+        seen = peek(body)
+        model = core.spec.model.served_name if seen.model is None else seen.model
+        key.check_model(model)
+        _check_served(core.spec, model)
+        resolved = resolve_offer(core.spec, headers, key.class_default(core.spec.default_class))
+        key.check_class(resolved.offer.slo_class)
+        forwarded = {name: headers[name] for name in FORWARDED if name in headers}
+        forwarded[REQUEST_ID] = request_id
+        forwarded[PROMISE] = offer_to_json(resolved.offer)
+        forwarded[ANNOTATE] = "1"
+        ratio = core.state.tokens_per_char.ratio
+        return Ticket(
+            request_id=request_id,
+            chat=chat,
+            body=body,
+            seen=seen,
+            resolved=resolved,
+            forwarded=forwarded,
+            arrival_s=arrival_s,
+            num_prompt=max(1, seen.num_ids + round(len(seen.text) * ratio)),
+            prefixes=prefix_keys(seen.text, tokens_per_char=ratio),
+        )
+
+    async def _serve(self, ticket: Ticket, receive: Receive, send: Send) -> None:
+        try:
+            await Exchange(self._core, ticket, send).run(receive)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            ticket.reason = Reason.NONE
+            count(self._core, ticket, "failed", MISSED)
+            told = refusal(error)  # logs it
+            if ticket.sent:
+                raise  # the server cuts the connection: nothing else can be said any more
+            await refuse(send, told, ticket.explanation())
+
+
+def closing(send: Send) -> Send:
+    """`send`, telling the client that this connection takes no further request."""
+
+    async def closing_send(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            headers = message["headers"]
+            assert isinstance(headers, list)
+            message = {**message, "headers": [*headers, (b"connection", b"close")]}
+        await send(message)
+
+    return closing_send  # type: ignore[return-value]
+
+
+def unauthenticated(core: Core, authorization: str | None) -> Refusal | None:
+    """The refusal of a caller without a good key; None: welcome."""
+    try:
+        core.keyring.authenticate(authorization)
+    except KeyRefused as error:
+        return error.refusal
+    return None
+
+
+def _status(error: SloserveError) -> int:
+    return error.refusal.status if isinstance(error, KeyRefused) else 0
+
+
+def _check_served(spec: ServiceSpec, model: str) -> None:
+    known = [spec.model.served_name, *(lora.name for lora in spec.model.lora)]
+    if model not in known:
+        raise NotFound(f"model {model[:120]!r} is not served here; served: {', '.join(known)}")
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    given = headers.get(REQUEST_ID, "")
+    if given and len(given) <= MAX_ID_CHARS and given.isascii() and given.isprintable():
+        return given
+    return secrets.token_hex(12)
+
+
+async def _read(receive: Receive, max_bytes: int) -> bytes:
+    """The whole body. Raises TooLarge, ClientGone."""
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        body = message.get("body", b"")
+        if len(body) <= max_bytes:
+            return bytes(body)
+    parts, size = [], 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise TooLarge(f"the body is longer than {max_bytes} bytes")
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
