@@ -1,116 +1,80 @@
-"""A replica's HTTP server on a free port, with a small true engine behind it."""
+"""A replica's HTTP server on a free port, with the real engine over a runner that shouts."""
 
 import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
 import pytest
 
-from sloserve.engine.events import Broken, Chunk, Decided, Event, Generate
-from sloserve.engine.runner import Logprobs
+from sloserve.engine.client import EngineClient
+from sloserve.engine.runner import Logprobs, ModelFacts, Sampled, StepRow
+from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.sim import sim_facts
 from sloserve.engine.tokenizer import ByteTokenizer
-from sloserve.errors import Reason
 from sloserve.frontend.app import create_app
 from sloserve.frontend.replica import Replica, Served
 from sloserve.http import serve
-from sloserve.perf import StepModel
-from sloserve.slo import Decision, SloClass
+from sloserve.perf import OnlineCorrection, StepModel
+from sloserve.planner import Limits
+from sloserve.planner.lengths import LengthLaw
+from sloserve.planner.policies import make_policy
+from sloserve.scheduler import Scheduler
 from sloserve.slo.manifest import parse_service
 from sloserve.slo.service import ServiceSpec
-from sloserve.wire import Frontier, Report
 
 T = TypeVar("T")
 
 STEP_MODEL = StepModel(w=0.001, a0=1e-6, c1=0.0, a1=2e-6, b=1e-9, d=1e-9)
 
 
-class ScriptedEngine:
+class Capitals:
     """
-    An engine that answers every prompt with its own text in capitals, a token at a time.
+    A runner that answers every prompt with its own text in capitals, over and over.
 
-    `decision`, `breaks_after` and `hold` are what a test turns.
+    A test turns `hold` (steps wait), `breaks` (steps fail) and `step_s`.
     """
 
-    def __init__(self) -> None:
-        self.tokenizer = ByteTokenizer()
-        self.asked: list[Generate] = []
-        self.open: set[str] = set()
-        self.classes: tuple[SloClass, ...] = ()
-        self.decided = Decided(Decision.ADMITTED)
-        self.breaks_after: int | None = None
-        self.hold = threading.Event()
-        self.hold.set()
-        self.draining = False
-        self.is_stalled = False
-        self.way_out_s = 0.0
+    def __init__(self, facts: ModelFacts) -> None:
+        self.facts = facts
+        self.asked: list[SamplingParams] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.breaks: Callable[[StepRow], bool] = lambda row: False
+        self.step_s = 0.0
 
-    async def generate(self, ask: Generate) -> AsyncGenerator[Event, None]:
-        """Capitals of the prompt, over and over."""
-        self.asked.append(ask)
-        self.open.add(ask.key)
-        try:
-            yield self.decided
-            if self.decided.decision is Decision.DECLINED:
-                return
-            text = self.tokenizer.decode(ask.prompt).upper() or "-"
-            for n in range(1, ask.sampling.max_tokens + 1):
-                await asyncio.sleep(0)
-                while not self.hold.is_set():
-                    await asyncio.sleep(0.005)
-                if self.breaks_after is not None and n > self.breaks_after:
-                    yield Broken(Reason.NONE, "the step failed")
-                    return
-                yield self._chunk(ask, n, text[(n - 1) % len(text)])
-        finally:
-            self.open.discard(ask.key)
+    def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
+        self.go.wait(10)
+        time.sleep(self.step_s)
+        return [self._row(row) for row in rows]
 
-    def _chunk(self, ask: Generate, n: int, text: str) -> Chunk:
-        last = n == ask.sampling.max_tokens
-        token_id = ord(text[0]) % 256
-        wants_prompt = n == 1 and ask.sampling.prompt_logprobs is not None
-        return Chunk(
-            text=text,
-            token_ids=(token_id,),
-            stage=0,
-            emitted_s=time.monotonic(),
-            num_output=n,
-            num_cached=min(2, len(ask.prompt)),
-            logprobs=()
-            if ask.sampling.logprobs is None
-            else (Logprobs(token_id, -0.5, ((token_id, -0.5),) * bool(ask.sampling.logprobs)),),
-            prompt_logprobs=tuple(Logprobs(t, -1.0) for t in ask.prompt) if wants_prompt else (),
-            finish_reason="length" if last else None,
-        )
+    def _row(self, row: StepRow) -> Sampled:
+        if self.breaks(row):
+            raise RuntimeError("the device is on fire")
+        prompt: tuple[Logprobs, ...] = ()
+        if row.sampling.prompt_logprobs is not None and row.start < row.num_prompt:
+            prompt = tuple(Logprobs(t, -1.0) for t in row.tokens[row.start :][: row.count])
+        if not row.sample:
+            return Sampled(prompt=prompt)
+        num_output = len(row.tokens) - row.num_prompt
+        if num_output == 0:
+            self.asked.append(row.sampling)
+        token_id = ord(chr(row.tokens[num_output % row.num_prompt] % 128).upper())
+        count = row.sampling.logprobs
+        logprobs = None
+        if count is not None:
+            logprobs = Logprobs(token_id, -0.5, ((token_id, -0.5),) * bool(count))
+        return Sampled(token_id, logprobs, prompt)
 
-    def report(self) -> Report:
-        return Report(
-            service="",
-            replica="",
-            state="",
-            frontier={c.name: Frontier(1, 4096) for c in self.classes},
-            num_running=len(self.open),
-        )
+    def forget(self, request_id: int) -> None:
+        """Nothing is kept."""
 
-    def drain(self) -> None:
-        self.draining = True
-
-    def set_classes(self, classes: Sequence[SloClass]) -> None:
-        self.classes = tuple(classes)
-
-    def set_way_out(self, way_out_s: float) -> None:
-        self.way_out_s = way_out_s
-
-    def steps(self) -> list[dict[str, object]]:
-        return []
-
-    def stalled(self) -> bool:
-        return self.is_stalled
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @dataclass
@@ -119,7 +83,8 @@ class Running:
 
     url: str
     replica: Replica
-    engine: ScriptedEngine
+    runner: Capitals
+    scheduler: Scheduler
     loop: asyncio.AbstractEventLoop
     client: httpx.Client = field(init=False)
 
@@ -215,6 +180,8 @@ def unready(spec: ServiceSpec) -> Iterator[Running]:
     """A server whose model is not loaded."""
     sock = serve.bind("127.0.0.1", 0)
     replica = Replica(spec, name="r0")
+    runner = Capitals(sim_facts(max_model_len=512, block_size=4, num_blocks=512))
+    scheduler = _scheduler(spec, runner.facts)
     loops: list[asyncio.AbstractEventLoop] = []
     up = threading.Event()
 
@@ -227,20 +194,35 @@ def unready(spec: ServiceSpec) -> Iterator[Running]:
     url = serve.url_of(sock)
     with _in_a_thread(main):
         assert up.wait(10)
-        running = Running(url, replica, ScriptedEngine(), loops[0])
+        running = Running(url, replica, runner, scheduler, loops[0])
         with running.client:
             yield running
 
 
 @pytest.fixture
-def running(unready: Running) -> Running:
+def running(unready: Running) -> Iterator[Running]:
     """A server that is ready."""
-    engine = unready.engine
-    served = Served(engine, engine.tokenizer, sim_facts(max_model_len=512), STEP_MODEL)
+    client = EngineClient(service="assistant", replica="r0")
+    tokenizer = ByteTokenizer()
 
     def attach() -> None:
-        unready.replica.attach(served)
+        client.start(unready.scheduler, unready.runner, tokenizer)
+        unready.replica.attach(Served(client, tokenizer, unready.runner.facts, STEP_MODEL))
         unready.replica.ready = True
 
     unready.on_loop(attach)
-    return unready
+    yield unready
+    unready.runner.go.set()
+    asyncio.run_coroutine_threadsafe(client.stop(), unready.loop).result(10)
+
+
+def _scheduler(spec: ServiceSpec, facts: ModelFacts) -> Scheduler:
+    return Scheduler(
+        make_policy("sloserve"),
+        STEP_MODEL,
+        OnlineCorrection(),
+        Limits(block_size=facts.block_size, num_blocks=facts.num_blocks),
+        new_law=LengthLaw,
+        classes=spec.classes,
+        max_model_len=facts.max_model_len,
+    )

@@ -22,7 +22,7 @@ def test_a_chat_answer_comes_whole(client: openai.OpenAI) -> None:
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 4
     assert answer.usage.prompt_tokens_details is not None
-    assert answer.usage.prompt_tokens_details.cached_tokens == 2
+    assert answer.usage.prompt_tokens_details.cached_tokens == 0
 
 
 def test_a_chat_answer_streams_and_ends_with_usage(client: openai.OpenAI) -> None:
@@ -161,7 +161,7 @@ def test_vllm_s_extra_fields_reach_the_engine(client: openai.OpenAI, running: An
             "min_tokens": 2, "stop_token_ids": [9], "something_new": {"a": 1}, "logprobs": None,
         },
     )  # fmt: skip
-    sampling = running.engine.asked[-1].sampling
+    sampling = running.runner.asked[-1]
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (3, 0.1, 1.1)
     assert (sampling.ignore_eos, sampling.min_tokens, sampling.stop_token_ids) == (True, 2, (9,))
     assert (sampling.seed, sampling.stop, sampling.logit_bias) == (5, ("x", "y"), {7: -100.0})

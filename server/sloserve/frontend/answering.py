@@ -13,9 +13,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sloserve.engine.events import Broken, Decided
-from sloserve.errors import Declined, Reason, SloserveError
-from sloserve.frontend.accounts import Account, Outcome
+from sloserve.errors import Declined
 from sloserve.frontend.choices import Choices
+from sloserve.frontend.latencies import Latencies
 from sloserve.frontend.replica import Replica
 from sloserve.frontend.sequences import Sequences, broken
 from sloserve.frontend.wayout import WayOut
@@ -23,7 +23,7 @@ from sloserve.http import report, sse
 from sloserve.http.answers import encode
 from sloserve.http.errors import JSON, refusal
 from sloserve.slo import Decision
-from sloserve.wire import REPORT, SLO_DECISION, SLO_REASON
+from sloserve.wire import REPORT, SLO_DECISION, SLO_REASON, STAGE_TOKENS, stage_tokens
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +36,18 @@ class Answering(Response):
     """The response to one generation; sends itself, in OpenAI's shapes."""
 
     def __init__(
-        self, replica: Replica, sequences: Sequences, choices: Choices, account: Account,
-        way_out: WayOut, *, headers: dict[str, str], streamed: bool, tell_report: bool,
+        self, replica: Replica, sequences: Sequences, choices: Choices, latencies: Latencies,
+        way_out: WayOut, *, headers: dict[str, str], streamed: bool, tell_gateway: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self._replica = replica
         self._sequences = sequences
         self._choices = choices
-        self._account = account
+        self._latencies = latencies
         self._way_out = way_out
         self._extra = headers
         self._streamed = streamed
-        self._tell_report = tell_report
+        self._tell_gateway = tell_gateway
         self._started = False
         self._sending_since_s: float | None = None
         self._send: Send
@@ -71,49 +71,36 @@ class Answering(Response):
                 await work
 
     async def _answer(self) -> None:
-        """Decide and answer; every way out is counted once."""
-        outcome, reason = Outcome.CANCELLED, Reason.CLIENT_GONE
+        """Decide and answer; always close the sequences, which cancels what still runs."""
         try:
-            decided = await self._sequences.decide()
-            self._decided(decided)
-            lost = await (self._stream() if self._streamed else self._collect())
-            outcome, reason = Outcome.FINISHED, Reason.NONE
-            if lost is not None:
-                outcome, reason = Outcome.FAILED, lost.reason
+            self._decided(await self._sequences.decide())
+            whole = await (self._stream() if self._streamed else self._collect())
+            if whole:
+                self._latencies.record(num_prompt=self._choices.num_prompt)
         except Declined as error:
             self._decided(Decided(Decision.DECLINED, error.reason))
-            outcome, reason = Outcome.REFUSED, error.reason
             await self._refuse(error)
-        except SloserveError as error:
-            outcome, reason = Outcome.FAILED, getattr(error, "reason", Reason.NONE)
-            await self._refuse(error)
-        except asyncio.CancelledError:
-            if self._is_stuck():
-                outcome, reason = Outcome.FAILED, Reason.SLOW_READER
-            raise
         except Exception as error:
-            outcome, reason = Outcome.FAILED, Reason.NONE
             await self._refuse(error)
         finally:
-            self._account.ended(outcome, reason, num_prompt=self._choices.num_prompt)
             await self._sequences.close()
 
     def _decided(self, decided: Decided) -> None:
-        self._account.decided(decided.decision, decided.reason)
+        self._latencies.decided(self._replica.clock())
         self._extra[SLO_DECISION] = decided.decision.value
         if decided.reason:
             self._extra[SLO_REASON] = decided.reason.value
 
-    async def _stream(self) -> Broken | None:
-        """Send chunks as events; the Broken that ended it early, if one did."""
+    async def _stream(self) -> bool:
+        """Send chunks as events; False when it broke on the way."""
         choices = self._choices
         async for job, item in self._sequences.chunks():
             if isinstance(item, Broken):
                 if not self._started:
                     raise broken(item)
                 await self._body(choices.lost(job.index, item), more=False)
-                return item
-            num_new = self._account.emitted(job.index, item)
+                return False
+            num_new = self._latencies.emitted(job.index, item)
             data = choices.event(job, item, num_new=num_new)
             if not data:
                 continue
@@ -121,17 +108,20 @@ class Answering(Response):
                 await self._start(200, {"content-type": sse.CONTENT_TYPE, **sse.HEADERS})
             await self._body(data, more=not choices.all_done)
             self._way_out.took(self._replica.clock() - item.emitted_s)
-        return None
+        return True
 
-    async def _collect(self) -> Broken | None:
+    async def _collect(self) -> bool:
         """Send the whole answer at its end."""
         async for job, item in self._sequences.chunks():
             if isinstance(item, Broken):
                 raise broken(item)
-            self._account.emitted(job.index, item)
+            self._latencies.emitted(job.index, item)
             self._choices.collect(job, item)
+        if self._tell_gateway:
+            tracks = self._latencies.tracks
+            self._extra[STAGE_TOKENS] = stage_tokens([track.stage_tokens for track in tracks])
         await self._whole(200, self._choices.whole(), {})
-        return None
+        return True
 
     async def _refuse(self, error: Exception) -> None:
         """Tell an error: as a status, or as the last event of a stream."""
@@ -149,7 +139,7 @@ class Answering(Response):
     async def _start(self, status: int, headers: dict[str, str]) -> None:
         self._started = True
         all_headers = {**headers, **self._extra}
-        if self._tell_report:
+        if self._tell_gateway:
             all_headers[REPORT] = report.to_header(self._replica.report())
         if self._replica.draining:
             all_headers["connection"] = "close"

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from sloserve import __version__
-from sloserve.frontend import accounts
+from sloserve.frontend.figures import Figures, declare_classes
 from sloserve.frontend.generations import Generations
 from sloserve.frontend.prompts import chat_prompt, check_tokens, encode
 from sloserve.frontend.replica import Replica
@@ -33,13 +33,13 @@ def create_app(replica: Replica) -> FastAPI:
     app = FastAPI(title="sloserve replica", version=__version__, docs_url=None, redoc_url=None)
     errors.install(app)
     exporter = Exporter(REPLICA_EXPORTS)
-    accounts.declare_classes(replica.spec, exporter)
-    replica.on_apply(lambda spec: accounts.declare_classes(spec, exporter))
+    declare_classes(replica.spec, exporter)
+    replica.on_apply(lambda spec: declare_classes(spec, exporter))
     generations = Generations(replica, exporter)
-    app.state.generations = generations
+    app.state.figures = Figures(replica, exporter, emission_lag_s=lambda: generations.way_out.p99_s)
     _generation_routes(app, generations)
     _model_routes(app, replica)
-    watching_routes(app, replica, exporter, generations)
+    watching_routes(app, replica, exporter)
     _describe_bodies(app)
     return app
 

@@ -5,11 +5,12 @@ import uuid
 from fastapi import Request, Response
 
 from sloserve.engine.events import Generate
-from sloserve.errors import BadInput, Reason, SloserveError, Unavailable
-from sloserve.frontend.accounts import Account, refused
+from sloserve.errors import BadInput, SloserveError, Unavailable
 from sloserve.frontend.answering import Answering
 from sloserve.frontend.ask import Ask, read_ask, request_id
 from sloserve.frontend.choices import Choices
+from sloserve.frontend.figures import refused
+from sloserve.frontend.latencies import Latencies
 from sloserve.frontend.prompts import Prompt, chat_prompt, completion_prompts, sampling_of
 from sloserve.frontend.replica import Replica, Served
 from sloserve.frontend.sequences import Job, Sequences
@@ -50,8 +51,8 @@ class Generations:
         try:
             return await self._prepare(request, kind, id_=id_, arrived_s=arrived_s)
         except SloserveError as error:
-            reason = error.reason if isinstance(error, Unavailable) else Reason.NONE
-            refused(self.replica, self.exporter, reason, slo_class)
+            reason = error.reason.value if isinstance(error, Unavailable) else ""
+            refused(self.replica, self.exporter, reason=reason, slo_class=slo_class)
             response = refusal(error).response()
             response.headers[REQUEST_ID] = id_
             response.headers[SLO_REPLICA] = self.replica.name
@@ -80,13 +81,11 @@ class Generations:
         longest = max(len(prompt.tokens) for prompt in prompts)
         promise = ask.offer.promise(lambda: served.step_model.prefill_s(longest))
         jobs = _jobs(body, prompts, served, ask=ask, promise=promise)
-        account = Account(
-            replica,
+        latencies = Latencies(
             self.exporter,
+            model=replica.spec.model.served_name,
             promise=promise,
             arrival_s=ask.arrival_s,
-            streamed=bool(body.stream),
-            last_hop=ask.last_hop,
             num_sequences=len(jobs),
         )
         choices = Choices(
@@ -101,11 +100,11 @@ class Generations:
             replica,
             Sequences(served.engine, jobs),
             choices,
-            account,
+            latencies,
             self.way_out,
             headers=self._headers(ask, promise, choices.num_prompt),
             streamed=bool(body.stream),
-            tell_report=ask.through_gateway,
+            tell_gateway=ask.through_gateway,
         )
 
     def _headers(self, ask: Ask, promise: Promise, num_prompt: int) -> dict[str, str]:
@@ -122,8 +121,8 @@ class Generations:
 
     def _tell_way_out(self, p99_s: float) -> None:
         served = self.replica.loaded
-        if served is not None:
-            served.engine.set_way_out(p99_s)
+        if served is not None and served.engine.scheduler is not None:
+            served.engine.scheduler.way_out_s = p99_s
 
 
 def _jobs(

@@ -3,60 +3,26 @@
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from sloserve.engine.events import Event, Generate
+from sloserve.engine.client import EngineClient
 from sloserve.engine.runner import ModelFacts
 from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.tokenizer import Tokenizer
 from sloserve.errors import NotFound, Reason, Unavailable
 from sloserve.perf import StepModel
-from sloserve.slo import SloClass
 from sloserve.slo.service import ServiceSpec
 from sloserve.wire import Report
 
 Clock = Callable[[], float]
 
 
-class Engine(Protocol):
-    """What the frontend needs of `sloserve.engine.client.EngineClient`."""
-
-    def generate(self, ask: Generate) -> AsyncGenerator[Event, None]:
-        """Decided first, then chunks. Closing the generator cancels the request."""
-        ...
-
-    def report(self) -> Report:
-        """How the replica feels."""
-        ...
-
-    def drain(self) -> None:
-        """Take nothing new; what runs goes on."""
-        ...
-
-    def set_classes(self, classes: Sequence[SloClass]) -> None:
-        """The classes whose frontier is reported."""
-        ...
-
-    def set_way_out(self, way_out_s: float) -> None:
-        """The p99 of the time from emission to the client's socket."""
-        ...
-
-    def steps(self) -> list[dict[str, object]]:
-        """The last steps, as JSON values."""
-        ...
-
-    def stalled(self) -> bool:
-        """Whether the loop stands still with work waiting."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Served:
     """A loaded model: everything a request needs once the replica is up."""
 
-    engine: Engine
+    engine: EngineClient
     tokenizer: Tokenizer
     facts: ModelFacts
     step_model: StepModel  # the stored profile: zero-load times, never corrected online
@@ -121,13 +87,13 @@ class Replica:
     def attach(self, served: Served) -> None:
         """The model is loaded."""
         self._served = served
-        served.engine.set_classes(self.spec.classes)
+        served.engine.set_classes(self.spec.classes, generation=self.spec.generation)
 
     def apply(self, spec: ServiceSpec) -> None:
         """Another generation of the manifest: classes change at once, for new requests."""
         self.spec = spec
         if self._served is not None:
-            self._served.engine.set_classes(spec.classes)
+            self._served.engine.set_classes(spec.classes, generation=spec.generation)
         for told in self._applied:
             told(spec)
 
@@ -142,10 +108,8 @@ class Replica:
             raise NotFound(f"the model {name[:200]!r} does not exist here, served: {served}")
 
     def drain(self) -> None:
-        """Refuse new requests from now on; the rest finishes."""
+        """Refuse new requests from now on; what runs goes on."""
         self.draining = True
-        if self._served is not None:
-            self._served.engine.drain()
 
     def report(self) -> Report:
         """How the replica feels, also while it loads."""
@@ -156,10 +120,5 @@ class Replica:
                 state=self.state,
                 config_generation=self.spec.generation,
             )
-        return replace(
-            self._served.engine.report(),
-            service=self.spec.name,
-            replica=self.name,
-            state=self.state,
-            config_generation=self.spec.generation,
-        )
+        told = self._served.engine.report()
+        return told if told.state == self.state else replace(told, state=self.state)

@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from sloserve.engine.client import EngineClient
 from sloserve.engine.events import Broken, Chunk, Decided, Event, Generate
 from sloserve.errors import Declined, Failed, Reason, SloserveError, Unavailable
 from sloserve.frontend.prompts import Prompt
-from sloserve.frontend.replica import Engine
 from sloserve.slo import Decision
 
 WORST_FIRST = (Decision.DECLINED, Decision.DEGRADED, Decision.DEFERRED, Decision.ADMITTED)
@@ -33,9 +33,9 @@ class Sequences:
     `decide`, then `chunks`, then always `close` (which cancels what still runs).
     """
 
-    def __init__(self, engine: Engine, sequences: Sequence[Job]) -> None:
-        self._all = list(sequences)
-        self._events = [engine.generate(s.generate) for s in self._all]
+    def __init__(self, engine: EngineClient, jobs: Sequence[Job]) -> None:
+        self._all = list(jobs)
+        self._events = [engine.generate(job.generate) for job in self._all]
         self._pumps: list[asyncio.Task[None]] = []
 
     async def decide(self) -> Decided:
@@ -61,13 +61,13 @@ class Sequences:
             return
         queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=4 * len(self._all))
 
-        async def pump(sequence: Job, events: AsyncGenerator[Event, None]) -> None:
+        async def pump(job: Job, events: AsyncIterator[Event]) -> None:
             async for event in events:
-                await queue.put((sequence, _output(event)))
+                await queue.put((job, _output(event)))
             await queue.put(None)
 
         self._pumps = [
-            asyncio.create_task(pump(s, e)) for s, e in zip(self._all, self._events, strict=True)
+            asyncio.create_task(pump(j, e)) for j, e in zip(self._all, self._events, strict=True)
         ]
         num_open = len(self._pumps)
         while num_open:
@@ -83,7 +83,8 @@ class Sequences:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
         for events in self._events:
-            with contextlib.suppress(RuntimeError):  # already closed by its cancelled task
+            assert isinstance(events, AsyncGenerator)  # only those can be closed
+            with contextlib.suppress(RuntimeError):  # its cancelled task still closes it
                 await events.aclose()
 
 

@@ -4,17 +4,15 @@ from dataclasses import asdict
 
 from fastapi import FastAPI, Query, Request, Response
 
-from sloserve.frontend.generations import Generations
 from sloserve.frontend.replica import Replica
-from sloserve.http import report
 from sloserve.http.answers import encode
 from sloserve.http.errors import JSON
 from sloserve.http.exporter import CONTENT_TYPE, Exporter
 
+MAX_STEPS = 256
 
-def watching_routes(
-    app: FastAPI, replica: Replica, exporter: Exporter, generations: Generations
-) -> None:
+
+def watching_routes(app: FastAPI, replica: Replica, exporter: Exporter) -> None:
     """Add `/health`, `/ready`, `/metrics` and `/debug/steps`."""
 
     @app.get("/health")
@@ -44,16 +42,8 @@ def watching_routes(
     async def steps() -> Response:
         """The last steps as planned and as measured; read only."""
         served = replica.loaded
-        return _json(200, {"steps": served.engine.steps() if served else []})
-
-    def refresh_report() -> None:
-        report.export(replica.report(), exporter)
-
-    def refresh_lag() -> None:
-        exporter.set("sloserve_emission_lag_seconds", value=generations.way_out.p99_s)
-
-    exporter.refresh_before(report.NAMES, refresh_report)
-    exporter.refresh_before(["sloserve_emission_lag_seconds"], refresh_lag)
+        records = served.engine.steps_since(0)[-MAX_STEPS:] if served else []
+        return _json(200, {"steps": [asdict(record) for record in records]})
 
 
 def _json(status: int, value: object) -> Response:

@@ -1,0 +1,126 @@
+"""The engine's own totals and steps, put into the exporter when somebody looks."""
+
+from collections.abc import Callable
+
+from sloserve.engine.runner import ModelFacts
+from sloserve.engine.timeline import StepRecord
+from sloserve.frontend.latencies import ENGINE
+from sloserve.frontend.replica import Replica
+from sloserve.http import report
+from sloserve.http.exporter import Exporter
+from sloserve.metrics import REPLICA, VLLM
+from sloserve.scheduler import Scheduler
+from sloserve.slo.service import ServiceSpec
+
+PROMISES = ("ttft", "tpot", "all")
+
+
+def declare_classes(spec: ServiceSpec, to: Exporter) -> None:
+    """Every class's target lines, and its counters at 0 from the start."""
+    targets, objectives = "sloserve_slo_target_seconds", "sloserve_slo_objective_ratio"
+    to.clear(targets)
+    to.clear(objectives)
+    for c in spec.classes:
+        ttft_s = c.ttft.target_s if c.ttft.target_s is not None else c.ttft.floor_s
+        to.set(targets, spec.name, c.name, "ttft", value=ttft_s)
+        to.set(targets, spec.name, c.name, "tpot", value=c.tightest_stage_tpot_s)
+        to.set(objectives, spec.name, c.name, value=c.objective)
+        labels = (spec.name, spec.model.served_name, c.name)
+        to.add("sloserve_replica_slo_requests_total", *labels, amount=0)
+        for promise in PROMISES:
+            to.add("sloserve_replica_slo_attained_total", *labels, promise, amount=0)
+
+
+class Figures:
+    """Refreshes the exporter from the engine; `pump` often enough that no step is missed."""
+
+    def __init__(
+        self, replica: Replica, to: Exporter, *, emission_lag_s: Callable[[], float]
+    ) -> None:
+        self._replica = replica
+        self._to = to
+        self._emission_lag_s = emission_lag_s
+        self._last_step = 0
+        names = [m.name for m in (*REPLICA, *VLLM)]
+        to.refresh_before(report.NAMES, self._report)
+        to.refresh_before(names, self._totals)
+        to.refresh_before(names, self.pump)
+
+    def pump(self) -> None:
+        """Put the steps since the last call into the histograms; the engine keeps 1024."""
+        served = self._replica.loaded
+        if served is None:
+            return
+        to, model = self._to, self._replica.spec.model.served_name
+        for step in served.engine.steps_since(self._last_step):
+            self._last_step = step.number
+            to.observe("sloserve_step_seconds", value=step.period_s)
+            to.observe("sloserve_plan_seconds", value=step.plan_s)
+            if step.predicted_s > 0:
+                ratio = step.period_s / step.predicted_s
+                to.observe("sloserve_step_error_ratio", value=ratio)
+            for kind, count in _tokens(step):
+                if count:
+                    to.observe("sloserve_step_tokens", kind, value=count)
+            num_tokens = step.num_decodes + step.num_prefill_tokens
+            to.observe("vllm:iteration_tokens_total", model, ENGINE, value=num_tokens)
+
+    def _report(self) -> None:
+        report.export(self._replica.report(), self._to)
+
+    def _totals(self) -> None:
+        to, told = self._to, self._replica.report()
+        labels = (self._replica.spec.model.served_name, ENGINE)
+        to.set("sloserve_emission_lag_seconds", value=self._emission_lag_s())
+        to.set("vllm:num_requests_running", *labels, value=told.num_running)
+        to.set("vllm:num_requests_waiting", *labels, value=told.num_waiting)
+        used = 1 - told.free_blocks / told.total_blocks if told.total_blocks else 0.0
+        to.set("vllm:kv_cache_usage_perc", *labels, value=used)
+        to.set("vllm:gpu_cache_usage_perc", *labels, value=used)
+        to.set("vllm:lora_requests_info", "0", "", "", value=1)
+        served = self._replica.loaded
+        if served is not None:
+            self._cache(served.facts, labels)
+        if served is not None and served.engine.scheduler is not None:
+            self._counters(served.engine.scheduler, labels)
+
+    def _cache(self, facts: ModelFacts, labels: tuple[str, str]) -> None:
+        sizes = (str(facts.block_size), str(facts.num_blocks))
+        self._to.set("vllm:cache_config_info", *labels, *sizes, value=1)
+
+    def _counters(self, scheduler: Scheduler, labels: tuple[str, str]) -> None:
+        to, blocks, counters = self._to, scheduler.blocks, scheduler.counters
+        service, model = self._replica.spec.name, labels[0]
+        for slo_class, n in list(counters.eligible.items()):
+            to.total("sloserve_replica_slo_requests_total", service, model, slo_class, value=n)
+        for (slo_class, promise), n in list(counters.attained.items()):
+            name = "sloserve_replica_slo_attained_total"
+            to.total(name, service, model, slo_class, promise, value=n)
+        for (slo_class, *rest), n in list(counters.ended.items()):
+            name = "sloserve_replica_requests_total"
+            to.total(name, service, model, slo_class, *rest, value=n)
+        totals = {
+            "vllm:num_preemptions_total": counters.num_preemptions,
+            "vllm:generation_tokens_total": counters.output_tokens,
+            "vllm:prefix_cache_queries_total": blocks.num_queried_tokens,
+            "vllm:prefix_cache_hits_total": blocks.num_hit_tokens,
+        }
+        for name, value in totals.items():
+            to.total(name, *labels, value=value)
+
+
+def refused(replica: Replica, to: Exporter, *, reason: str, slo_class: str) -> None:
+    """Count a request that never reached the engine: bad input, loading, draining."""
+    spec = replica.spec
+    known = slo_class if spec.slo_class(slo_class) else ""
+    labels = (spec.name, spec.model.served_name, known)
+    to.add("sloserve_replica_requests_total", *labels, "none", "refused", reason)
+
+
+def _tokens(step: StepRecord) -> tuple[tuple[str, int], ...]:
+    """A step's tokens by kind; best effort is counted among the others as well."""
+    return (
+        ("prefill", step.num_prefill_tokens),
+        ("decode", step.num_decodes),
+        ("best_effort", step.num_best_effort_tokens),
+    )
