@@ -26,9 +26,12 @@ class FirstCome:
 
     name: str = "first-come"
     num_frontiers: int = 0
+    instead: Callable[[Snapshot], Plan] | None = None
     hopeless: Callable[[Row, Snapshot], bool] = lambda row, snapshot: row.due_s < snapshot.now_s
 
     def plan(self, snapshot: Snapshot) -> Plan:
+        if self.instead is not None:
+            return self.instead(snapshot)
         limits, free = snapshot.limits, snapshot.free_blocks
         tokens: dict[int, int] = {}
         admitted, infeasible, preempted = [], {}, list[int]()

@@ -137,22 +137,21 @@ class Scheduler:
         Decisions made on the way are in `decisions()`.
         """
         assert self._in_flight is None, "the last batch was neither committed nor failed"
-        if not self.requests:
-            return None
-        self.holdings.match_prefixes()
-        plan = self.policy.plan(self.snapshot(now_s))
-        self._num_plans += 1
-        self._apply(plan, now_s)
-        rows = self._fill(plan)
-        if not rows:
-            stuck = bool(plan.tokens) and self._break_deadlock()
-            return self.schedule(now_s) if stuck else None
-        batch = make_batch(rows, model=self.model, ratio=self.correction.ratio, planned_s=now_s)
-        for row in rows:
-            row.request.in_flight = True
-        self._in_flight = batch
-        self.version += 1
-        return batch
+        again = True
+        while self.requests:
+            self.holdings.match_prefixes()
+            plan = self.policy.plan(self.snapshot(now_s))
+            self._num_plans += 1
+            num_best_effort = self.num_best_effort
+            self._apply(plan, now_s)
+            if rows := self._fill(plan):
+                return self._begin(rows, now_s)
+            if plan.tokens and self._break_deadlock():
+                continue
+            if not again or self.num_best_effort <= num_best_effort:
+                break
+            again = False  # somebody became best effort just now, and may run at once
+        return None
 
     def commit(
         self, batch: Batch, outcomes: Mapping[int, Outcome], start_s: float, end_s: float
@@ -337,6 +336,14 @@ class Scheduler:
             if request_id not in placed and request.status is Status.RUNNING:
                 self._give_up(request)
         return rows
+
+    def _begin(self, rows: list[BatchRow], now_s: float) -> Batch:
+        batch = make_batch(rows, model=self.model, ratio=self.correction.ratio, planned_s=now_s)
+        for row in rows:
+            row.request.in_flight = True
+        self._in_flight = batch
+        self.version += 1
+        return batch
 
     def _grow(self, request: Request, num_tokens: int, placed: set[int]) -> bool:
         """Hold blocks for so many tokens; best effort gives way, the latest first."""
