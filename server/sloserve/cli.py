@@ -184,7 +184,8 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     from sloserve.slo.flags import add_service_flags
 
     parser.add_argument("--config", type=Path, help="SLOService manifest that names the model")
-    parser.add_argument("-o", "--output", type=Path, help="write the profile here (JSON)")
+    parser.add_argument("-o", "--output", type=Path, help="file to write (default: the cache)")
+    parser.add_argument("--full", action="store_true", help="minutes instead of seconds")
     add_service_flags(parser)
 
 

@@ -28,9 +28,11 @@ def die_with_parent() -> None:
     On Linux the kernel kills the child when its parent dies. Everywhere, a thread watches the
     pipe on standard input, whose other end only the parent holds: its end is the parent's end.
     """
-    parent = os.environ.pop(PARENT, None)
-    if parent is None:
+    parent, _, child = os.environ.pop(PARENT, "").partition(":")
+    if not parent or child not in ("", str(os.getpid())):
         return
+    # for the same process after an exec; its own children find another id, and are left alone
+    os.environ[PARENT] = f"{parent}:{os.getpid()}"
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -2,8 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -57,27 +55,6 @@ class State:
     def write_replicas(self, addresses: Sequence[str]) -> None:
         """The `HOST:PORT` entries that the gateway follows."""
         _write(self.replicas_path, "".join(f"{address}\n" for address in addresses))
-
-
-def profile_path(spec: ServiceSpec, *, hardware: str) -> Path:
-    """
-    Where the step-time profile of this model on this machine is kept between runs.
-
-    Keyed by what step times depend on: hardware, model and revision, device, dtype, threads.
-    """
-    engine = spec.engine
-    key = [
-        hardware,
-        spec.model.source,
-        spec.model.revision,
-        engine.device,
-        engine.dtype,
-        engine.tensor_parallel_size,
-        engine.threads,
-    ]
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "sloserve" / "profiles" / f"{name}.json"
 
 
 def free_port(host: str = "127.0.0.1") -> int:

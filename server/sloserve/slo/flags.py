@@ -3,11 +3,13 @@
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sloserve.slo.manifest import API_VERSION, KIND, parse_service
 from sloserve.slo.resolved import service_to_dict
 from sloserve.slo.service import ServiceSpec
+from sloserve.slo.sources import parse_source
 
 DEFAULT_CLASS: Mapping[str, object] = {
     "name": "default",
@@ -108,8 +110,18 @@ def with_flags(spec: ServiceSpec | None, args: argparse.Namespace) -> ServiceSpe
         value = getattr(args, flag.name, None)
         if value is None:
             continue
+        if flag.path == ("model", "source"):
+            value = _source(value)
         place = manifest["spec"]
         for key in flag.path[:-1]:
             place = place.setdefault(key, {})
         place[flag.path[-1]] = value
     return parse_service(manifest)
+
+
+def _source(text: str) -> str:
+    """On a command line a folder may be named as a shell does; a manifest wants file:///..."""
+    source = parse_source(text, field="--model")
+    if source.hint:
+        return Path(source.ref).expanduser().absolute().as_uri()
+    return text

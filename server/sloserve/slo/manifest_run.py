@@ -7,14 +7,8 @@ from sloserve.slo.cluster import CacheSpec, ImageSpec, PodSpec, RolloutSpec, Sec
 from sloserve.slo.duration import parse_size
 from sloserve.slo.fields import Fields, unique
 from sloserve.slo.service import EngineSpec, GatewaySpec, LoraSpec, ModelSpec, SpeculationSpec
+from sloserve.slo.sources import parse_source
 
-_SOURCE = (
-    r"hf://[\w.-]+(/[\w.-]+)?|pvc://[a-z0-9][a-z0-9.-]*/.+|file:///.+"
-    r"|builtin://tiny|builtin://sim(\?profile=[\w.-]+)?"
-)
-_SOURCE_HINT = (
-    "hf://org/name, pvc://claim/path, file:///path, builtin://tiny or builtin://sim?profile=h200"
-)
 _SECRET = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 _SECRET_HINT = "the name of an object: lower-case letters, digits, '-' and '.'"
 
@@ -96,9 +90,7 @@ def parse_engine(spec: Fields) -> EngineSpec:
         threads=engine.integer("threads", None, least=1, most=1024),
         speculation=SpeculationSpec(
             mode=speculation.choice("mode", "Auto", "Auto", "Never"),
-            drafter=speculation.text(
-                "drafter", "ngram", pattern=f"ngram|{_SOURCE}", hint=f"ngram, or {_SOURCE_HINT}"
-            ),
+            drafter=_drafter(speculation),
             max_draft_tokens=speculation.integer("maxDraftTokens", 8, least=1, most=64),
         ),
         rollout=_parse_rollout(engine),
@@ -134,7 +126,16 @@ def parse_gateway(spec: Fields) -> GatewaySpec:
 
 
 def _source(node: Fields, key: str) -> str:
-    return node.text(key, "", pattern=_SOURCE, hint=_SOURCE_HINT, longest=512)
+    text, field = node.text(key, "", longest=512), node.at(key)
+    if parse_source(text, field=field).hint:
+        raise BadInput(f"{text!r} is a bare path; write file:///absolute/path", field=field)
+    return text
+
+
+def _drafter(speculation: Fields) -> str:
+    if speculation.get("drafter") in (None, "ngram"):
+        return "ngram"
+    return _source(speculation, "drafter")
 
 
 def _parse_secret_key(model: Fields) -> SecretKey | None:

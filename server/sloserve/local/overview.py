@@ -1,0 +1,144 @@
+"""What a gateway tells about its service (`GET /v1/slo`), as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from sloserve.errors import Failed
+
+TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """A class and how it fares. Shares are 0..1; None: there was nothing to judge."""
+
+    name: str
+    ttft: str
+    """In words: `1s`, or `5x, at least 200ms`."""
+    tpot: str
+    objective: float
+    attainment: float | None
+    """Over the last five minutes."""
+    attainment_since_start: float | None
+    num_judged: int
+    """Since the gateway started."""
+    frontier: tuple[int, int] | None
+    """Prompt lengths (tokens) that some replica would admit now; None: not known, or none."""
+    num_pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRow:
+    """A replica as the gateway sees it; sizes are 0 while it is silent."""
+
+    address: str
+    name: str
+    state: str
+    """`loading`, `ready`, `draining` or `unknown`."""
+    problem: str
+    num_inflight: int
+    num_running: int
+    num_waiting: int
+    free_blocks: int
+    total_blocks: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """A service at a glance."""
+
+    service: str
+    model: str
+    generation: int
+    num_inflight: int
+    num_pending: int
+    default_class: str
+    classes: tuple[ClassRow, ...]
+    replicas: tuple[ReplicaRow, ...]
+
+    @property
+    def num_ready(self) -> int:
+        """Replicas that would answer now."""
+        return sum(replica.state == "ready" for replica in self.replicas)
+
+
+async def fetch(session: aiohttp.ClientSession, url: str, *, key: str | None = None) -> Any:
+    """The JSON at a gateway's URL. Raises Failed with what to check."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        async with session.get(url, headers=headers, timeout=TIMEOUT) as response:
+            if response.status != 200:
+                hint = "; give a key with --api-key" if response.status in (401, 403) else ""
+                raise Failed(f"{url} answers {response.status}{hint}")
+            return await response.json(content_type=None)
+    except TimeoutError:
+        raise Failed(f"{url} does not answer within {TIMEOUT.total:g} s") from None
+    except (aiohttp.ClientError, ValueError) as error:
+        raise Failed(f"no gateway answers at {url}: {error}; does `sloserve up` run?") from None
+
+
+def parse_overview(raw: Any) -> Overview:
+    """The overview in a gateway's JSON. Raises Failed when it is something else."""
+    try:
+        return Overview(
+            service=str(raw["service"]),
+            model=str(raw["model"]),
+            generation=int(raw["generation"]),
+            num_inflight=int(raw["inflight"]),
+            num_pending=int(raw["pending"]),
+            default_class=str(raw["defaultClass"]),
+            classes=tuple(_slo_class(entry) for entry in raw["classes"]),
+            replicas=tuple(_replica(entry) for entry in raw["replicas"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Failed(f"this is not a sloserve gateway's overview: {error!r}") from None
+
+
+def _slo_class(entry: Mapping[str, Any]) -> ClassRow:
+    frontier = entry["frontier"]
+    lengths = (int(frontier["minTokens"]), int(frontier["maxTokens"])) if frontier else (1, 0)
+    return ClassRow(
+        name=str(entry["name"]),
+        ttft=_ttft(entry["ttft"]),
+        tpot=" then ".join(ms(float(stage["tpotMs"])) for stage in entry["stages"]),
+        objective=float(entry["objective"]),
+        attainment=entry["last5m"]["attainment"],
+        attainment_since_start=entry["sinceStart"]["attainment"],
+        num_judged=int(entry["sinceStart"]["eligible"]),
+        frontier=lengths if lengths[0] <= lengths[1] else None,
+        num_pending=int(entry["pending"]),
+    )
+
+
+def _replica(entry: Mapping[str, Any]) -> ReplicaRow:
+    return ReplicaRow(
+        address=str(entry["address"]),
+        name=str(entry["replica"]),
+        state=str(entry["state"]),
+        problem=str(entry["problem"]),
+        num_inflight=int(entry["inflight"]),
+        num_running=int(entry.get("running", 0)),
+        num_waiting=int(entry.get("waiting", 0)),
+        free_blocks=int(entry.get("freeBlocks", 0)),
+        total_blocks=int(entry.get("totalBlocks", 0)),
+        generation=int(entry.get("generation", 0)),
+    )
+
+
+def _ttft(entry: Mapping[str, Any]) -> str:
+    if "targetMs" in entry:
+        return ms(float(entry["targetMs"]))
+    floor = float(entry["floorMs"])
+    return f"{float(entry['slowdown']):g}x" + (f", at least {ms(floor)}" if floor else "")
+
+
+def ms(milliseconds: float) -> str:
+    """A time for people: `50ms`, `1.5s`, `5m`."""
+    if milliseconds < 1000:
+        return f"{milliseconds:g}ms"
+    seconds = milliseconds / 1000
+    return f"{seconds:g}s" if seconds < 120 else f"{seconds / 60:g}m"
