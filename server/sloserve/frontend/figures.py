@@ -12,6 +12,8 @@ from sloserve.metrics import REPLICA, VLLM
 from sloserve.scheduler import Scheduler
 from sloserve.slo.service import ServiceSpec
 
+NO_CLASS = "-"
+"""The class of the replica's own first answer; it is not exported."""
 PROMISES = ("ttft", "tpot", "all")
 
 
@@ -91,14 +93,17 @@ class Figures:
     def _counters(self, scheduler: Scheduler, labels: tuple[str, str]) -> None:
         to, blocks, counters = self._to, scheduler.blocks, scheduler.counters
         service, model = self._replica.spec.name, labels[0]
-        for slo_class, n in list(counters.eligible.items()):
-            to.total("sloserve_replica_slo_requests_total", service, model, slo_class, value=n)
-        for (slo_class, promise), n in list(counters.attained.items()):
-            name = "sloserve_replica_slo_attained_total"
-            to.total(name, service, model, slo_class, promise, value=n)
-        for (slo_class, *rest), n in list(counters.ended.items()):
-            name = "sloserve_replica_requests_total"
-            to.total(name, service, model, slo_class, *rest, value=n)
+        by_class: dict[str, list[tuple[tuple[str, ...], int]]] = {
+            "sloserve_replica_slo_requests_total": [
+                ((slo_class,), n) for slo_class, n in list(counters.eligible.items())
+            ],
+            "sloserve_replica_slo_attained_total": list(counters.attained.items()),
+            "sloserve_replica_requests_total": list(counters.ended.items()),
+        }
+        for name, found in by_class.items():
+            for key, n in found:
+                if key[0] != NO_CLASS:
+                    to.total(name, service, model, *key, value=n)
         totals = {
             "vllm:num_preemptions_total": counters.num_preemptions,
             "vllm:generation_tokens_total": counters.output_tokens,

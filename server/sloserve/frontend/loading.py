@@ -1,0 +1,134 @@
+"""From a service spec to a runner, its tokenizer and its step times. Runs beside the server."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sloserve.engine.clock import RealClock
+from sloserve.engine.runner import ModelFacts, Runner
+from sloserve.engine.sampling import SamplingParams
+from sloserve.engine.sim import SimRunner, sim_facts
+from sloserve.engine.tokenizer import ByteTokenizer, Tokenizer
+from sloserve.perf import OnlineCorrection, Profile, load_profile, save_profile
+from sloserve.planner import Limits
+from sloserve.planner.lengths import LengthLaw
+from sloserve.planner.policies import make_policy
+from sloserve.scheduler import Scheduler
+from sloserve.slo.service import ServiceSpec
+from sloserve.slo.sources import ModelSource, SourceKind, parse_source
+
+log = logging.getLogger(__name__)
+
+OnPhase = Callable[[str, int, int], None]
+"""Called with a phase's name, what is done and what there is in total (0: not counted)."""
+
+SIM_PROFILE = "h200"
+SIM_BLOCK_SIZE = 16
+SIM_KV_TOKENS = 131_072
+SIM_MODEL_LEN = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to be run."""
+
+    runner: Runner
+    tokenizer: Tokenizer
+    profile: Profile
+    defaults: SamplingParams
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the loop must know of the model."""
+        return self.runner.facts
+
+
+def is_simulated(spec: ServiceSpec) -> bool:
+    """Whether the model is `builtin://sim`, which needs no torch."""
+    return parse_source(spec.model.source).kind is SourceKind.SIM
+
+
+def load(spec: ServiceSpec, *, profile: str | None, on_phase: OnPhase) -> Loaded:
+    """
+    The model of the spec, with its step-time profile: the file or builtin name that was given,
+    else the one measured here before, else one measured now.
+
+    Takes seconds to minutes. Raises BadInput, NotFound and Failed that say what to do.
+    """
+    source = parse_source(spec.model.source, field="model.source")
+    if source.kind is SourceKind.SIM:
+        return _simulated(spec, source, profile)
+    return _with_torch(spec, source, profile, on_phase)
+
+
+def _simulated(spec: ServiceSpec, source: ModelSource, given: str | None) -> Loaded:
+    truth = load_profile(source.profile or given or SIM_PROFILE)
+    believed = load_profile(given) if given else truth
+    facts = sim_facts(
+        name=spec.model.served_name,
+        max_model_len=spec.model.max_model_len or SIM_MODEL_LEN,
+        block_size=SIM_BLOCK_SIZE,
+        num_blocks=(truth.kv_tokens or SIM_KV_TOKENS) // SIM_BLOCK_SIZE,
+        hardware=f"simulated {truth.hardware}",
+    )
+    runner = SimRunner(truth.step, facts, RealClock())
+    return Loaded(runner, ByteTokenizer(), believed, SamplingParams())
+
+
+def _with_torch(
+    spec: ServiceSpec, source: ModelSource, given: str | None, on_phase: OnPhase
+) -> Loaded:
+    from sloserve.model.load import load_model
+    from sloserve.model.sources import resolve_source
+
+    stored = load_profile(given) if given else None
+    on_phase("fetching the model", 0, 0)
+    path = resolve_source(source, spec.model.revision)
+    runner, tokenizer = load_model(path, model=spec.model, engine=spec.engine, on_phase=on_phase)
+    profile = stored or _measured(spec, runner, on_phase)
+    return Loaded(runner, tokenizer, profile, runner.defaults)
+
+
+def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
+    """The cached profile of this model on this machine, or a new one."""
+    from sloserve.model.hardware import num_cores
+    from sloserve.model.profile import cache_path, cached_profile, measure
+
+    facts = runner.facts
+    threads = (spec.engine.threads or num_cores()) if facts.device == "cpu" else 0
+    model = f"{spec.model.source}@{spec.model.revision}"
+    cached = cached_profile(
+        hardware=facts.hardware, model=model, dtype=facts.dtype, threads=threads
+    )
+    if cached is not None:
+        return cached
+    found = measure(
+        runner,
+        model=model,
+        threads=threads,
+        on_progress=lambda done, total, what: on_phase("measuring step times", done, total),
+    )
+    path = cache_path(hardware=facts.hardware, model=model, dtype=facts.dtype, threads=threads)
+    save_profile(found, path)
+    log.info("step times measured: mape=%.3f p95=%.3f kept in %s", found.mape, found.p95, path)
+    return found
+
+
+def make_scheduler(spec: ServiceSpec, loaded: Loaded, *, policy: str) -> Scheduler:
+    """The scheduler over a loaded model, with the limits of the spec."""
+    facts, profile = loaded.facts, loaded.profile
+    return Scheduler(
+        make_policy(policy),
+        profile.step,
+        OnlineCorrection(start_margin_s=profile.p95 * profile.step.step_s(1)),
+        Limits(
+            block_size=facts.block_size,
+            num_blocks=facts.num_blocks,
+            max_running=spec.engine.max_running,
+            max_batch_tokens=spec.engine.max_batch_tokens,
+        ),
+        new_law=LengthLaw,
+        classes=spec.classes,
+        max_model_len=facts.max_model_len,
+        prefix_caching=spec.engine.prefix_caching,
+    )

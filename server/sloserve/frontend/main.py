@@ -1,0 +1,210 @@
+"""`sloserve replica`: the server is up at once, the model when it is ready."""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from sloserve.engine.client import EngineClient
+from sloserve.engine.events import Broken, Generate
+from sloserve.engine.sampling import SamplingParams
+from sloserve.errors import BadInput, Failed
+from sloserve.frontend.app import create_app
+from sloserve.frontend.figures import NO_CLASS, Figures
+from sloserve.frontend.loading import Loaded, is_simulated, load, make_scheduler
+from sloserve.frontend.replica import Progress, Replica, Served
+from sloserve.http import serve
+from sloserve.http.config import load_manifest
+from sloserve.http.watch import Watched
+from sloserve.slo import Promise, Stage
+from sloserve.slo.flags import with_flags
+from sloserve.slo.service import ServiceSpec
+
+log = logging.getLogger(__name__)
+
+PUMP_S = 1.0
+FIRST_ANSWER_S = 300.0
+FLUSH_S = 5.0
+"""After the last token of a drain, what the answers get to reach their sockets."""
+
+
+def run_replica(args: argparse.Namespace) -> int:
+    """
+    Run one replica until it is told to stop; its exit code.
+
+    `args`: config, listen, policy, profile, name, and the flags of model and engine. Raises
+    SloserveError when it can't start.
+    """
+    watched: Watched[ServiceSpec] | None = None
+    if args.config is not None:
+        watched = Watched(args.config, lambda path: read_spec(path, args))
+        spec = watched.value
+    else:
+        spec = read_spec(None, args)
+    if not is_simulated(spec):
+        _restart_with_malloc_settings()
+    sock = serve.bind(*serve.parse_listen(args.listen))
+    replica = Replica(spec, name=args.name)
+    print(f"replica {replica.name} of {spec.name}: {serve.url_of(sock)}", flush=True)
+    code = serve.run(_run(replica, sock, args, watched))
+    if any(thread.name == LOADER and thread.is_alive() for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(code)  # a load can't be interrupted, and nothing of it is kept
+    return code
+
+
+def read_spec(path: Path | None, args: argparse.Namespace) -> ServiceSpec:
+    """The manifest with the flags put over it. Raises BadInput."""
+    if path is None and getattr(args, "model", None) is None:
+        raise BadInput("give --config FILE (a manifest) or --model SOURCE, as builtin://tiny")
+    return with_flags(None if path is None else load_manifest(path), args)
+
+
+async def _run(
+    replica: Replica,
+    sock: socket.socket,
+    args: argparse.Namespace,
+    watched: Watched[ServiceSpec] | None,
+) -> int:
+    stop = serve.Stop()
+    stop.install()
+    app = create_app(replica)
+    engine = EngineClient(service=replica.spec.name, replica=replica.name)
+    async with serve.serving([serve.Listener(app, sock)], grace_s=FLUSH_S), _engine_life(engine):
+        tasks = [asyncio.create_task(_start(replica, engine, args))]
+        tasks.append(asyncio.create_task(_pump(app.state.figures)))
+        if watched is not None:
+            tasks.append(asyncio.create_task(watched.follow(lambda s: _apply(replica, s))))
+        asked = asyncio.create_task(stop.asked.wait())
+        try:
+            await _until(asked, tasks)
+            replica.drain()
+            log.info("draining: num_running=%d", engine.num_running)
+            if not await stop.drained(
+                lambda: engine.num_running == 0, timeout_s=replica.spec.drain_timeout_s
+            ):
+                log.warning("stopped with requests running: num_running=%d", engine.num_running)
+        finally:
+            for task in (*tasks, asked):
+                task.cancel()
+            await asyncio.gather(*tasks, asked, return_exceptions=True)
+    return stop.exit_code
+
+
+@contextlib.asynccontextmanager
+async def _engine_life(engine: EngineClient) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await engine.stop()
+
+
+async def _until(asked: asyncio.Task[bool], tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for `asked`; a task that fails before fails the replica."""
+    while not asked.done():
+        running = [task for task in tasks if not task.done()]
+        await asyncio.wait([asked, *running], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+
+
+async def _start(replica: Replica, engine: EngineClient, args: argparse.Namespace) -> None:
+    """Load the model, start the engine, and see a first answer come out."""
+    loop = asyncio.get_running_loop()
+
+    def on_phase(phase: str, done: int, total: int) -> None:
+        loop.call_soon_threadsafe(setattr, replica, "progress", Progress(phase, done, total))
+
+    spec = replica.spec
+    loaded = await _in_thread(lambda: load(spec, profile=args.profile, on_phase=on_phase))
+    gc.collect()
+    gc.freeze()  # what is loaded stays: the collector need not look at it again
+    replica.progress = Progress("first answer")
+    engine.start(make_scheduler(replica.spec, loaded, policy=args.policy), loaded.runner,
+                 loaded.tokenizer)  # fmt: skip
+    replica.attach(
+        Served(engine, loaded.tokenizer, loaded.facts, loaded.profile.step, loaded.defaults)
+    )
+    await asyncio.wait_for(_first_answer(engine, loaded), FIRST_ANSWER_S)
+    replica.progress = Progress("ready")
+    replica.ready = True
+    log.info("ready: model=%s hardware=%s", spec.model.source, loaded.facts.hardware)
+
+
+LOADER = "sloserve-loader"
+
+
+async def _in_thread(work: Callable[[], Loaded]) -> Loaded:
+    """Run `work` in a daemon thread: a replica that is told to stop does not wait for it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Loaded] = loop.create_future()
+
+    def settle(result: Loaded | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        elif result is not None:
+            done.set_result(result)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name=LOADER, daemon=True).start()
+    return await done
+
+
+async def _first_answer(engine: EngineClient, loaded: Loaded) -> None:
+    prompt = loaded.tokenizer.encode("Hello")[: loaded.facts.max_model_len - 2] or [0]
+    ask = Generate(
+        key="first answer",
+        prompt=prompt,
+        sampling=SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True),
+        promise=Promise(NO_CLASS, ttft_s=FIRST_ANSWER_S, stages=(Stage("decode", 60.0),)),
+        arrival_s=engine.clock.now_s(),
+    )
+    async for event in engine.generate(ask):
+        if isinstance(event, Broken):
+            raise Failed(f"the first answer failed: {event.message}")
+
+
+async def _pump(figures: Figures) -> None:
+    while True:
+        await asyncio.sleep(PUMP_S)
+        figures.pump()
+
+
+def _apply(replica: Replica, spec: ServiceSpec) -> None:
+    """Classes and what goes with them change at once; model and engine need a new process."""
+    old = replica.spec
+    if (spec.model, spec.engine) != (old.model, old.engine):
+        log.warning("model and engine stay as they are until this replica is restarted")
+    replica.apply(replace(spec, model=old.model, engine=old.engine))
+    names = ",".join(c.name for c in spec.classes)
+    log.info("manifest applied: generation=%d classes=%s", spec.generation, names)
+
+
+def _restart_with_malloc_settings() -> None:
+    """glibc reads its settings once, when a process starts: start again with them."""
+    from sloserve.model.allocator import malloc_environment
+
+    wanted = malloc_environment()
+    if all(name in os.environ for name in wanted):
+        return
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**wanted, **os.environ})
