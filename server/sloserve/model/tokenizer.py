@@ -1,0 +1,130 @@
+"""The tokenizer of a model folder, as the loop and the frontend need it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, TemplateError
+from transformers import AutoTokenizer
+
+from sloserve.errors import BadInput
+
+RESERVED = frozenset(
+    {
+        "chat_template",
+        "conversation",
+        "max_length",
+        "padding",
+        "processor_kwargs",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "truncation",
+    }
+)
+"""What a request may not set about its template: not text, but how it is processed."""
+
+
+class HfTokenizer:
+    """
+    A Hugging Face tokenizer; text and ids go straight through the `tokenizers` library.
+
+    May be used by several threads at once. `chat_template` (Jinja, or the path of a file that
+    holds it) replaces the folder's own. Raises BadInput for a folder without a usable tokenizer
+    and for a template that is not Jinja.
+    """
+
+    def __init__(self, path: Path, *, chat_template: str | None = None) -> None:
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # every kind of tokenizer has errors of its own
+            raise BadInput(
+                f"the tokenizer in {path} can't be loaded: {error}", field="model.source"
+            ) from error
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise BadInput(
+                f"the tokenizer in {path} has no fast form; save it as tokenizer.json",
+                field="model.source",
+            )
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.special_ids = frozenset(
+            token_id
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            if token.special
+        )
+        if chat_template is not None:
+            self._tokenizer.chat_template = _template(chat_template)
+
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Token ids of `text`; `add_special` adds what the model wants around it (BOS)."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of `ids`; incomplete UTF-8 shows as U+FFFD. Unknown ids are nothing."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, for logprobs; its leading space is kept."""
+        text = self.decode([token_id], skip_special=False)
+        token = self._backend.id_to_token(token_id) or ""
+        return f" {text}" if token.startswith("▁") and not text.startswith(" ") else text
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """
+        Token ids of a conversation, with the prompt for the assistant's turn added.
+
+        `options` reach the template (`tools`, `enable_thinking`, ...). Raises BadInput when the
+        template refuses, or the model has none.
+        """
+        refused = sorted(RESERVED & options.keys())
+        if refused:
+            raise BadInput(
+                f"'{refused[0]}' can't be set by a request", field="chat_template_kwargs"
+            )
+        if not self._tokenizer.chat_template:
+            raise BadInput(
+                "this model has no chat template: use /v1/completions, or start it with "
+                "--chat-template",
+                field="messages",
+            )
+        if not options.get("continue_final_message"):
+            options.setdefault("add_generation_prompt", True)
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, **options
+            )
+        except Exception as error:  # a template is a program, run on what the client sent
+            raise BadInput(f"the chat template refused them: {error}", field="messages") from error
+        assert isinstance(text, str)
+        return self.encode(text, add_special=False)
+
+
+def _template(given: str) -> str:
+    """The template's text; what holds no brace is the path of a file."""
+    text = given
+    if "{" not in given:
+        try:
+            text = Path(given).expanduser().read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(
+                f"'{given:.200}' is neither a Jinja template nor a file that can be read: {error}",
+                field="model.chatTemplate",
+            ) from error
+    try:
+        # parsed for its syntax only; transformers compiles it in a sandbox with its extensions
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
+            text.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+        )
+    except TemplateError as error:
+        raise BadInput(f"is not a Jinja template: {error}", field="model.chatTemplate") from error
+    return text
