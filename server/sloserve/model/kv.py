@@ -1,0 +1,151 @@
+"""The KV memory: one pair of tensors per layer, in pages of `block_size` tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sloserve.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Keys and values of one attention layer, as seen in a real call."""
+
+    num_kv_heads: int
+    key_size: int
+    value_size: int
+
+
+def bytes_per_token(layers: Sequence[LayerShape], dtype: torch.dtype) -> int:
+    """KV bytes of one token over all layers."""
+    return sum(
+        shape.num_kv_heads * (shape.key_size + shape.value_size) * dtype.itemsize
+        for shape in layers
+    )
+
+
+def num_blocks_for(
+    budget_bytes: int,
+    *,
+    layers: Sequence[LayerShape],
+    dtype: torch.dtype,
+    block_size: int,
+    max_model_len: int,
+    budget_note: str,
+) -> int:
+    """
+    Blocks that fit into the budget. `budget_note` tells where the budget comes from.
+
+    Raises BadInput, with the arithmetic, when not even one request of `max_model_len` fits.
+    """
+    per_token = bytes_per_token(layers, dtype)
+    num_blocks = max(budget_bytes, 0) // (per_token * block_size)
+    needed = -(-max_model_len // block_size)
+    if num_blocks < needed:
+        raise BadInput(
+            f"no memory for the KV cache: one request of {max_model_len} tokens needs {needed} "
+            f"blocks x {block_size} tokens x {per_token} bytes = "
+            f"{megabytes(needed * block_size * per_token)}, but there are "
+            f"{megabytes(max(budget_bytes, 0))} ({budget_note}). Give the cache more memory "
+            f"(engine.kvCache.size or memoryFraction), or lower model.maxModelLen",
+            field="engine.kvCache",
+        )
+    return num_blocks
+
+
+def megabytes(num_bytes: int) -> str:
+    """A size as a person reads it."""
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
+class KvCache:
+    """
+    Keys and values of every layer, `[num_blocks, block_size, num_kv_heads, size]` each.
+
+    Starts as zeros (padding is read, masked, and must be finite); on CPU the system gives real
+    memory only when a page is first written. `gather` copies pages into two buffers that are kept
+    from call to call: fresh ones of megabytes would be page-faulted in at every layer.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.shapes = tuple(layers)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.dtype = dtype
+        self.device = device
+        try:
+            self.layers: list[tuple[Tensor, Tensor]] = [
+                (self._zeros(shape, shape.key_size), self._zeros(shape, shape.value_size))
+                for shape in layers
+            ]
+        except (RuntimeError, MemoryError) as error:  # torch's CPU allocator raises RuntimeError
+            size = num_blocks * block_size * bytes_per_token(layers, dtype)
+            raise BadInput(
+                f"no memory for the KV cache: {num_blocks} blocks x {block_size} tokens x "
+                f"{bytes_per_token(layers, dtype)} bytes = {megabytes(size)} could not be "
+                f"allocated on {device}; lower engine.kvCache.size or memoryFraction",
+                field="engine.kvCache",
+            ) from error
+        self.slots = [
+            (keys.view(-1, *keys.shape[2:]), values.view(-1, *values.shape[2:]))
+            for keys, values in self.layers
+        ]  # (num_blocks * block_size, num_kv_heads, size)
+        self._buffers = [torch.empty(0, dtype=dtype, device=device) for _ in range(2)]
+
+    def _zeros(self, shape: LayerShape, size: int) -> Tensor:
+        return torch.zeros(
+            (self.num_blocks, self.block_size, shape.num_kv_heads, size),
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self.layers, self.slots, self._buffers = [], [], []
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values `(T, num_kv_heads, size)` at `slots`."""
+        key_slots, value_slots = self.slots[layer]
+        key_slots.index_copy_(0, slots, keys)
+        value_slots.index_copy_(0, slots, values)
+
+    def gather(
+        self, layer: int, pages: Tensor, *, num_rows: int, first_page: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Keys and values of the rows' pages, `(num_rows, num_kv_heads, num_keys, size)`.
+
+        They are valid until the next call. With `first_page` the pages lie side by side and the
+        answer is a view of the cache.
+        """
+        keys, values = self.layers[layer]
+        if first_page is not None:
+            last = first_page + pages.shape[0]
+            keys, values = keys[first_page:last], values[first_page:last]
+        else:
+            keys, values = self._take(0, keys, pages), self._take(1, values, pages)
+        _, _, heads, key_size = keys.shape
+        return (
+            keys.view(num_rows, -1, heads, key_size).transpose(1, 2),
+            values.view(num_rows, -1, heads, values.shape[3]).transpose(1, 2),
+        )
+
+    def _take(self, which: int, source: Tensor, pages: Tensor) -> Tensor:
+        shape = (pages.shape[0], *source.shape[1:])
+        size = shape[0] * shape[1] * shape[2] * shape[3]
+        if self._buffers[which].shape[0] < size:
+            self._buffers[which] = torch.empty(
+                1 << (size - 1).bit_length(), dtype=self.dtype, device=self.device
+            )
+        into = self._buffers[which][:size].view(shape)
+        return torch.index_select(source, 0, pages, out=into)

@@ -1,0 +1,305 @@
+"""From a folder of weights to a runner that has proved itself."""
+
+import gc
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from sloserve.engine.runner import ModelFacts
+from sloserve.engine.sampling import SamplingParams
+from sloserve.errors import BadInput
+from sloserve.model import hardware
+from sloserve.model.attention import NAME
+from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, megabytes, num_blocks_for
+from sloserve.model.linear import can_pack, pack_linears
+from sloserve.model.runner import TorchRunner
+from sloserve.model.selftest import Mismatch, check, reference
+from sloserve.model.structure import layer_shapes, use_attention
+from sloserve.model.tokenizer import HfTokenizer
+from sloserve.slo.service import EngineSpec, ModelSpec
+
+_log = logging.getLogger(__name__)
+
+BLOCK_SIZE = 16
+SMALL_PARAMETERS = 20_000_000  # below, bfloat16 saves no time on a CPU: weights fit its caches
+
+OnPhase = Callable[[str, int, int], None]
+"""Called with a phase's name, bytes done and bytes in total (0: not counted)."""
+
+
+def load_model(
+    path: Path,
+    *,
+    model: ModelSpec,
+    engine: EngineSpec,
+    on_phase: OnPhase = lambda phase, done, total: None,
+) -> tuple[TorchRunner, HfTokenizer]:
+    """The model in folder `path`, tested and with its KV memory, and its tokenizer."""
+    on_phase("loading the tokenizer", 0, 0)
+    tokenizer = HfTokenizer(path, chat_template=model.chat_template)
+    return load_runner(path, model=model, engine=engine, on_phase=on_phase), tokenizer
+
+
+def load_runner(
+    path: Path,
+    *,
+    model: ModelSpec,
+    engine: EngineSpec,
+    on_phase: OnPhase = lambda phase, done, total: None,
+) -> TorchRunner:
+    """
+    The model in folder `path` alone.
+
+    Raises BadInput for a folder that holds no model, a model that can't be served right, a length
+    past what it was made for, or too little memory for its KV cache. Sets torch's thread count.
+    """
+    device = _device(engine)
+    num_threads = engine.threads or hardware.num_cores()
+    torch.set_num_threads(num_threads)
+    config = _read_config(path)
+    max_model_len = _model_len(config, model.max_model_len)
+    num_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    dtype = _dtype(engine.dtype, device=device, weights_bytes=num_bytes, config=config)
+    try:
+        loaded = _load(path, dtype, device, max_model_len, on_phase, num_bytes)
+    except Mismatch as error:
+        if engine.dtype != "auto" or dtype is torch.float32:
+            raise
+        _log.warning("%s does not hold here, taking float32: %s", dtype, error.message)
+        gc.collect()
+        loaded = _load(path, torch.float32, device, max_model_len, on_phase, num_bytes)
+    on_phase("allocating the KV cache", 0, 0)
+    return _runner(
+        loaded,
+        model=model,
+        engine=engine,
+        max_model_len=max_model_len,
+        device=device,
+        num_threads=num_threads,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    model: PreTrainedModel
+    shapes: list[LayerShape]
+    dtype: torch.dtype
+    worst: float  # the self-test's largest difference
+
+
+def _load(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    on_phase: OnPhase,
+    num_bytes: int,
+) -> _Loaded:
+    on_phase("loading weights", 0, num_bytes)
+    transformers_logging.disable_progress_bar()
+    try:
+        network = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise BadInput(f"{path} can't be loaded: {error}", field="model.source") from error
+    network.eval().requires_grad_(False).to(device)
+    on_phase("loading weights", num_bytes, num_bytes)
+    on_phase("testing the model", 0, 0)
+    shapes = layer_shapes(network, max_model_len=max_model_len)
+    expected = reference(network, max_model_len=max_model_len)
+    if device.type == "cpu" and can_pack(dtype):
+        pack_linears(network)
+        gc.collect()
+    worst = check(network, shapes, expected, max_model_len=max_model_len)
+    return _Loaded(network, shapes, dtype, worst)
+
+
+def _runner(
+    loaded: _Loaded,
+    *,
+    model: ModelSpec,
+    engine: EngineSpec,
+    max_model_len: int,
+    device: torch.device,
+    num_threads: int,
+) -> TorchRunner:
+    use_attention(loaded.model, NAME)
+    budget, note = _kv_budget(engine, device)
+    num_blocks = num_blocks_for(
+        budget,
+        layers=loaded.shapes,
+        dtype=loaded.dtype,
+        block_size=BLOCK_SIZE,
+        max_model_len=max_model_len,
+        budget_note=note,
+    )
+    # more than every running request at its full length is never of use
+    num_blocks = min(num_blocks, engine.max_running * -(-max_model_len // BLOCK_SIZE))
+    cache = KvCache(
+        loaded.shapes,
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        dtype=loaded.dtype,
+        device=device,
+    )
+    per_token = bytes_per_token(loaded.shapes, loaded.dtype)
+    facts = ModelFacts(
+        name=model.served_name,
+        vocab_size=loaded.model.config.get_text_config().vocab_size,
+        max_model_len=max_model_len,
+        eos_ids=_eos_ids(loaded.model),
+        block_size=BLOCK_SIZE,
+        num_blocks=num_blocks,
+        kv_bytes_per_token=per_token,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=device.type,
+        hardware=hardware.hardware_name(device, num_threads=num_threads),
+    )
+    _log.info(
+        "%s: %s on %s; KV cache of %d blocks x %d tokens = %s; self-test within %.1e",
+        facts.name,
+        facts.dtype,
+        facts.hardware,
+        num_blocks,
+        BLOCK_SIZE,
+        megabytes(num_blocks * BLOCK_SIZE * per_token),
+        loaded.worst,
+    )
+    return TorchRunner(
+        loaded.model, cache=cache, facts=facts, defaults=_default_sampling(loaded.model)
+    )
+
+
+def _device(engine: EngineSpec) -> torch.device:
+    if engine.device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("cuda is asked for, but torch sees no GPU here", field="engine.device")
+    return torch.device(engine.device)
+
+
+def _read_config(path: Path) -> PreTrainedConfig:
+    if not path.is_dir():
+        raise BadInput(f"{path} is no folder", field="model.source")
+    if (path / "adapter_config.json").exists():
+        raise BadInput(f"{path} holds a LoRA adapter, not a model", field="model.source")
+    if not (path / "config.json").exists():
+        raise BadInput(f"{path} has no config.json", field="model.source")
+    if not any(path.glob("*.safetensors")):
+        raise BadInput(
+            f"{path} has no *.safetensors; other weight formats can run code and are not read",
+            field="model.source",
+        )
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise BadInput(f"{path}/config.json: {error}", field="model.source") from error
+
+
+def _model_len(config: PreTrainedConfig, asked: int | None) -> int:
+    """The longest request: what is asked for, never past what the model was made for."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    long_rope = _long_rope_limit(text)
+    if long_rope is not None and (limit is None or long_rope < limit):
+        if asked is None:
+            _log.warning("longrope: requests end at %d tokens (the short factors)", long_rope)
+        limit = long_rope
+        why = (
+            f"past {limit} tokens its rotary embedding (longrope) follows the longest request of "
+            f"the batch and would change all others"
+        )
+    else:
+        why = f"the model was made for {limit} positions (max_position_embeddings)"
+    if asked is None:
+        if limit is None:
+            raise BadInput(
+                "the model names no longest position; set one", field="model.maxModelLen"
+            )
+        return int(limit)
+    if limit is not None and asked > limit:
+        raise BadInput(f"{asked} is too long: {why}", field="model.maxModelLen")
+    return asked
+
+
+def _long_rope_limit(config: PreTrainedConfig) -> int | None:
+    """Up to here a longrope model uses its short factors only."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(v for v in parameters.values() if isinstance(v, dict))]
+    limits = [
+        int(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min(limits) if limits else None
+
+
+def _dtype(
+    asked: str, *, device: torch.device, weights_bytes: int, config: PreTrainedConfig
+) -> torch.dtype:
+    """
+    `auto`: bfloat16 where the device computes it natively and it pays, else float32.
+
+    On a CPU a small model is bound by the cost of calls, not by reading weights.
+    """
+    if asked != "auto":
+        named: torch.dtype = getattr(torch, asked)
+        return named
+    if not hardware.computes_bfloat16(device):
+        return torch.float32
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
+    num_parameters = weights_bytes // stored.itemsize
+    if device.type == "cpu" and num_parameters < SMALL_PARAMETERS:
+        return torch.float32
+    return torch.bfloat16
+
+
+def _kv_budget(engine: EngineSpec, device: torch.device) -> tuple[int, str]:
+    """Bytes for the KV cache, and the arithmetic behind it."""
+    if engine.kv_bytes is not None:
+        return engine.kv_bytes, "engine.kvCache.size"
+    total, used = hardware.memory_bytes(device), hardware.used_bytes(device)
+    budget = int(engine.kv_memory_fraction * total) - used
+    return budget, (
+        f"memoryFraction {engine.kv_memory_fraction:g} x {megabytes(total)} of {device.type} "
+        f"memory - {megabytes(used)} in use"
+    )
+
+
+def _eos_ids(network: PreTrainedModel) -> tuple[int, ...]:
+    """Tokens that end an answer: generation_config.json, else config.json."""
+    eos = network.generation_config.eos_token_id if network.generation_config else None
+    if eos is None:
+        eos = network.config.get_text_config().eos_token_id
+    if eos is None:
+        return ()
+    return tuple(eos) if isinstance(eos, list) else (int(eos),)
+
+
+def _default_sampling(network: PreTrainedModel) -> SamplingParams:
+    """What generation_config.json recommends where a request says nothing."""
+    given = network.generation_config
+    if given is None:
+        return SamplingParams()
+    plain = SamplingParams()
+    return SamplingParams(
+        temperature=plain.temperature if given.temperature is None else given.temperature,
+        top_p=plain.top_p if given.top_p is None else given.top_p,
+        top_k=plain.top_k if given.top_k is None else given.top_k,
+        min_p=plain.min_p if given.min_p is None else given.min_p,
+        repetition_penalty=(
+            plain.repetition_penalty
+            if given.repetition_penalty is None
+            else given.repetition_penalty
+        ),
+    )

@@ -1,0 +1,104 @@
+"""Steps of an unmodified Hugging Face model over a paged cache."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sloserve.engine.runner import Logprobs, ModelFacts, Sampled, StepRow
+from sloserve.engine.sampling import SamplingParams
+from sloserve.model.attention import current_step
+from sloserve.model.batch import Batch, build_batch
+from sloserve.model.kv import KvCache
+from sloserve.model.sampler import Sampler, describe
+
+
+def forward(model: PreTrainedModel, batch: Batch, cache: KvCache) -> Tensor:
+    """Logits (S, vocabulary) of the tokens in `batch.keep`; writes keys and values to `cache`."""
+    # with nothing to sample one row is computed all the same: not every model takes an empty index
+    keep = batch.keep if batch.keep.shape[0] else batch.slots.new_zeros(1)
+    with current_step(batch, cache):
+        output = model(
+            input_ids=batch.input_ids,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=keep,
+        )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+class TorchRunner:
+    """
+    The `Runner` over transformers: every row of a step in one forward pass of shape [1, T].
+
+    `model` is in eval mode and set to the attention of `sloserve.model.attention`. One thread at
+    a time may step. `last_forward_s` is the part of the last step spent in the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        cache: KvCache,
+        facts: ModelFacts,
+        defaults: SamplingParams | None = None,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.facts = facts
+        self.last_forward_s = 0.0
+        self.defaults = defaults or SamplingParams()
+        """What the model recommends where a request says nothing (generation_config.json)."""
+        self._sampler = Sampler(eos_ids=facts.eos_ids)
+
+    def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
+        """One forward pass over one ragged batch; the outcomes in the order of `rows`."""
+        with torch.inference_mode():
+            batch = build_batch(rows, block_size=self.cache.block_size, device=self.cache.device)
+            start_s = time.perf_counter()
+            logits = forward(self.model, batch, self.cache)
+            self.last_forward_s = time.perf_counter() - start_s
+            return self._outcomes(rows, batch, logits)
+
+    def forget(self, request_id: int) -> None:
+        """Drop what is kept of a finished or cancelled request."""
+        self._sampler.forget(request_id)
+
+    def close(self) -> None:
+        """Give back the memory; no step may follow."""
+        self.cache.release()
+        del self.model
+
+    def _outcomes(self, rows: Sequence[StepRow], batch: Batch, logits: Tensor) -> list[Sampled]:
+        prompts = self._prompt_logprobs(rows, batch, logits) if batch.prompts else {}
+        drawn = rows if len(batch.sampled) == len(rows) else [rows[i] for i in batch.sampled]
+        sampled = self._sampler.sample(logits[: len(drawn)], drawn) if drawn else []
+        if len(sampled) == len(rows) and not prompts:
+            return sampled
+        by_row = dict(zip(batch.sampled, sampled, strict=True))
+        nothing = Sampled()
+        outcomes = [by_row.get(i, nothing) for i in range(len(rows))]
+        for i, told in prompts.items():
+            outcomes[i] = Sampled(outcomes[i].token_id, outcomes[i].logprobs, told)
+        return outcomes
+
+    @staticmethod
+    def _prompt_logprobs(
+        rows: Sequence[StepRow], batch: Batch, logits: Tensor
+    ) -> dict[int, tuple[Logprobs, ...]]:
+        told: dict[int, tuple[Logprobs, ...]] = {}
+        at = len(batch.sampled)
+        for i, count in batch.prompts:
+            row = rows[i]
+            told[i] = tuple(
+                describe(
+                    logits[at : at + count].float().log_softmax(-1),
+                    row.tokens[row.start + 1 : row.start + 1 + count],
+                    [row.sampling.prompt_logprobs or 0] * count,
+                )
+            )
+            at += count
+        return told

@@ -1,0 +1,145 @@
+"""
+From logits to tokens, for all rows of a step at once.
+
+Per row, in this order: penalties, logit bias, the minimum length; then greedy, or temperature,
+top-k, top-p (over what top-k left), min-p, and one draw. Reported logprobs are the model's own:
+log softmax of the logits before any of this.
+"""
+
+import secrets
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sloserve.engine.runner import Logprobs, Sampled, StepRow
+from sloserve.model.chance import seed_state, uniforms
+from sloserve.model.draw import draw_tokens
+from sloserve.model.history import History
+
+
+class _Known:
+    """What is kept of one request between steps."""
+
+    __slots__ = ("banned", "greedy", "history", "penalised", "plain", "sampling", "state")
+
+    def __init__(self, row: StepRow, *, state: int, eos_ids: tuple[int, ...]) -> None:
+        sampling = row.sampling
+        self.sampling = sampling
+        self.state = state
+        self.greedy = sampling.temperature < 1e-5 or sampling.top_k == 1
+        self.penalised = (
+            sampling.repetition_penalty != 1.0
+            or sampling.presence_penalty != 0.0
+            or sampling.frequency_penalty != 0.0
+        )
+        self.history = History(row.num_prompt) if self.penalised else None
+        ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(eos_ids))
+        self.banned = sorted(ends) if sampling.min_tokens > 0 else []
+        self.plain = (
+            self.greedy
+            and not self.penalised
+            and not sampling.logit_bias
+            and not self.banned
+            and sampling.logprobs is None
+        )
+
+
+class Sampler:
+    """
+    Draws tokens; keeps a little per request until `forget`.
+
+    A request with a seed gets the same tokens whatever else is in the batch, as far as its logits
+    are the same (matrix kernels may differ in the last bits between batch sizes).
+    """
+
+    def __init__(self, *, eos_ids: tuple[int, ...], entropy: int | None = None) -> None:
+        self._eos_ids = eos_ids
+        self._entropy = secrets.randbits(64) if entropy is None else entropy
+        self._known: dict[int, _Known] = {}
+
+    def forget(self, request_id: int) -> None:
+        """Drop what is kept of a request."""
+        self._known.pop(request_id, None)
+
+    def sample(self, logits: Tensor, rows: Sequence[StepRow]) -> list[Sampled]:
+        """One token per row; logits `(len(rows), vocabulary)`, which may be overwritten."""
+        known = [self._of(row) for row in rows]
+        if all(k.plain for k in known):
+            return [Sampled(token_id) for token_id in logits.argmax(-1).tolist()]
+        logits = logits.float()
+        reported = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
+        logprobs = logits[reported].log_softmax(-1) if reported else None
+        self._adjust(logits, rows, known)
+        if all(k.greedy for k in known):
+            tokens: list[int] = logits.argmax(-1).tolist()
+        else:
+            tokens = self._draw(logits, rows, known)
+        if logprobs is None:
+            return [Sampled(token_id) for token_id in tokens]
+        told = describe(
+            logprobs,
+            [tokens[i] for i in reported],
+            [rows[i].sampling.logprobs or 0 for i in reported],
+        )
+        by_row = dict(zip(reported, told, strict=True))
+        return [Sampled(token_id, by_row.get(i)) for i, token_id in enumerate(tokens)]
+
+    def _of(self, row: StepRow) -> _Known:
+        known = self._known.get(row.request_id)
+        if known is None or known.sampling is not row.sampling:
+            seed = row.sampling.seed
+            start = self._entropy ^ seed_state(row.request_id) if seed is None else seed
+            known = _Known(row, state=seed_state(start), eos_ids=self._eos_ids)
+            self._known[row.request_id] = known
+        return known
+
+    @staticmethod
+    def _adjust(logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known]) -> None:
+        """Penalties, bias and minimum length, in place. Sparse: only the tokens concerned."""
+        for i, (row, k) in enumerate(zip(rows, known, strict=True)):
+            sampling = row.sampling
+            if k.history is not None:
+                k.history.penalise(logits[i], row.tokens, sampling)
+            if sampling.logit_bias:
+                ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
+                bias = list(sampling.logit_bias.values())
+                logits[i, ids] += torch.tensor(bias, dtype=logits.dtype, device=logits.device)
+            if k.banned and len(row.tokens) - row.num_prompt < sampling.min_tokens:
+                logits[i, k.banned] = -torch.inf
+
+    @staticmethod
+    def _draw(logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known]) -> list[int]:
+        drawn = [i for i, k in enumerate(known) if not k.greedy]
+        tokens: list[int] = [0] * len(rows)
+        if len(drawn) < len(rows):
+            tokens = logits.argmax(-1).tolist()
+            logits = logits[drawn]
+        uniform = uniforms(
+            [known[i].state for i in drawn],
+            [len(rows[i].tokens) - rows[i].num_prompt for i in drawn],
+        )
+        for i, token_id in zip(
+            drawn, draw_tokens(logits, [rows[i].sampling for i in drawn], uniform), strict=True
+        ):
+            tokens[i] = token_id
+        return tokens
+
+
+def describe(
+    logprobs: Tensor, tokens: Sequence[int], alternatives: Sequence[int]
+) -> list[Logprobs]:
+    """Chosen token and its best alternatives per row of log probabilities `(n, vocabulary)`."""
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0]
+    most = min(max(alternatives), logprobs.shape[1])
+    values, ids = (t.tolist() for t in logprobs.topk(most, dim=-1))
+    return [
+        Logprobs(
+            token_id=token,
+            logprob=logprob,
+            top=tuple(zip(ids[i][:count], values[i][:count], strict=True)),
+        )
+        for i, (token, logprob, count) in enumerate(
+            zip(tokens, chosen.tolist(), alternatives, strict=True)
+        )
+    ]

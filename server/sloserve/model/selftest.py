@@ -1,0 +1,160 @@
+"""The load-time test: the engine against the model's own plain forward pass, in numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sloserve.engine.runner import StepRow
+from sloserve.engine.sampling import SamplingParams
+from sloserve.model.attention import NAME
+from sloserve.model.batch import build_batch
+from sloserve.model.kv import KvCache, LayerShape
+from sloserve.model.runner import forward
+from sloserve.model.structure import Unsupported, use_attention
+
+NUM_TOKENS = 300  # 40 miss real faults
+FLOAT32_TOLERANCE = 1e-4  # times the largest logit, at least 1
+SIXTEEN_BIT_FACTOR = 2.0  # times the error that plain eager shows against float32
+_BLOCK_SIZE = 16
+
+
+class Mismatch(Unsupported):
+    """The engine's logits differ from the model's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the plain model says to random tokens."""
+
+    tokens: list[int]
+    logits: Tensor  # (num_tokens, vocabulary) float32
+    tolerance: float  # largest difference allowed in any logit
+
+
+def reference(model: PreTrainedModel, *, max_model_len: int) -> Reference:
+    """
+    Logits of 300 random tokens by transformers' `eager` attention, without cache or batch.
+
+    Call it before the weights are repacked. In 16 bits the tolerance comes from a float32 pass
+    over the same weights, widened in place and narrowed back: the memory of one more copy.
+    """
+    use_attention(model, "eager")
+    num_tokens = min(NUM_TOKENS, max_model_len)
+    generator = torch.Generator().manual_seed(20)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (1, num_tokens), generator=generator)
+    logits = _plain(model, ids)
+    if not bool(torch.isfinite(logits).all()):
+        raise Mismatch(f"{type(model).__name__}: the plain forward pass gives NaN or infinity")
+    narrow = {p: p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
+    if not narrow:
+        tolerance = FLOAT32_TOLERANCE * max(1.0, float(logits.abs().max()))
+    else:
+        for parameter in narrow:
+            parameter.data = parameter.data.float()
+        exact = _plain(model, ids)
+        for parameter, dtype in narrow.items():
+            parameter.data = parameter.data.to(dtype)
+        tolerance = SIXTEEN_BIT_FACTOR * float((logits - exact).abs().max())
+        logits = exact
+    return Reference(tokens=ids[0].tolist(), logits=logits, tolerance=tolerance)
+
+
+def _plain(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        out: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+    return out[0].float().cpu()
+
+
+def check(
+    model: PreTrainedModel,
+    shapes: Sequence[LayerShape],
+    expected: Reference,
+    *,
+    max_model_len: int,
+) -> float:
+    """
+    The largest difference of any logit; raises Mismatch when it is above the tolerance.
+
+    The reference tokens run in two chunks and one decode, beside a longer request and a token at
+    the last position allowed: whoever looks across rows, or computes something from the longest
+    position of the batch, shows here.
+    """
+    use_attention(model, NAME)
+    tokens = expected.tokens
+    num = len(tokens)
+    longer = (tokens * 2)[: min(num + num // 3, max_model_len)]
+    num_mine, num_theirs = -(-num // _BLOCK_SIZE), -(-len(longer) // _BLOCK_SIZE)
+    cache = KvCache(
+        shapes,
+        num_blocks=num_mine + num_theirs + 1,
+        block_size=_BLOCK_SIZE,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    blocks = list(range(cache.num_blocks))
+    mine, theirs = blocks[:num_mine][::-1], blocks[num_mine:-1]
+    ends = (num * 5 // 8, num - 1, num)
+    their_ends = (num // 2, len(longer) - 1, len(longer))
+    parts: list[Tensor] = []
+    begin = their_begin = 0
+    for end, their_end in zip(ends, their_ends, strict=True):
+        rows = [
+            _row(longer, their_begin, their_end, theirs),
+            _row(tokens, begin, end, mine),
+            _row(tokens, 0, 1, blocks[-1:]),
+        ]
+        parts.append(_logits(model, cache, rows, of=1, last_position=max_model_len - 1))
+        begin, their_begin = end, their_end
+    worst = float((torch.cat(parts) - expected.logits).abs().max())
+    if not worst <= expected.tolerance:  # NaN fails too
+        raise Mismatch(
+            f"{type(model).__name__} can't be served: its logits in a mixed batch differ from "
+            f"its plain forward pass by {worst:.2e}, allowed are {expected.tolerance:.2e}"
+            f"{_suspects(model)}"
+        )
+    return worst
+
+
+def _row(tokens: list[int], begin: int, end: int, table: list[int]) -> StepRow:
+    return StepRow(
+        request_id=0,
+        tokens=tokens,
+        num_prompt=len(tokens),
+        start=begin,
+        count=end - begin,
+        block_table=table,
+        sample=False,
+        sampling=SamplingParams(),
+    )
+
+
+def _logits(
+    model: PreTrainedModel, cache: KvCache, rows: list[StepRow], *, of: int, last_position: int
+) -> Tensor:
+    """
+    All logits of row `of`, (count, vocabulary) float32.
+
+    The last row, a single token without context, is moved to `last_position`; attention does not
+    look at positions, so nothing else changes and its own outcome is of no interest.
+    """
+    with torch.inference_mode():
+        batch = build_batch(rows, block_size=cache.block_size, device=cache.device)
+        batch.positions[0, batch.first[-1]] = last_position
+        first = batch.first[of]
+        batch.keep = torch.arange(first, first + rows[of].count, device=cache.device)
+        return forward(model, batch, cache).float().cpu()
+
+
+def _suspects(model: PreTrainedModel) -> str:
+    """Rotary embeddings whose factors follow the longest position of the batch."""
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        kinds = kind.values() if isinstance(kind, dict) else [kind]
+        for name in kinds:
+            if isinstance(name, str) and (name == "longrope" or "dynamic" in name):
+                return f" ({type(module).__name__} of kind {name!r} follows the longest position)"
+    return ""

@@ -1,0 +1,187 @@
+"""What a model's layers really call, found by one tiny forward pass that computes no attention."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from inspect import signature
+from random import Random
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from sloserve.errors import BadInput
+from sloserve.model.kv import LayerShape
+
+_NAME = "sloserve_probe"
+_NUM_TOKENS = 4
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class Unsupported(BadInput):
+    """A model that can't be served right; the message names what stands in the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    layer: int | None
+    shape: LayerShape
+    window: int | None
+    mask: Tensor | None
+    other: dict[str, object]
+
+
+@dataclass(slots=True)
+class _Probe:
+    """Calls of attention and of the mask builder while the probe runs."""
+
+    calls: list[_Call] = field(default_factory=list)
+    masks: list[MaskFunction] = field(default_factory=list)
+
+
+_probe = _Probe()
+
+
+def _record_mask(
+    batch_size: int, q_length: int, kv_length: int, mask_function: MaskFunction, **_: object
+) -> Tensor:
+    """A mask that holds nothing but the number of its function, to be found again."""
+    _probe.masks.append(mask_function)
+    return torch.full((batch_size, 1, q_length, kv_length), float(len(_probe.masks)))
+
+
+def _record_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    sliding_window: int | None = None,
+    **other: object,
+) -> tuple[Tensor, None]:
+    layer = getattr(module, "layer_idx", None)
+    shape = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+    mask = None if attention_mask is None else attention_mask.clone()
+    _probe.calls.append(_Call(layer, shape, sliding_window, mask, other))
+    batch, heads, length, _ = query.shape
+    return query.new_zeros(batch, length, heads, value.shape[3]), None
+
+
+AttentionInterface.register(_NAME, _record_attention)
+AttentionMaskInterface.register(_NAME, _record_mask)
+
+
+def layer_shapes(model: PreTrainedModel, *, max_model_len: int) -> list[LayerShape]:
+    """
+    Keys and values per layer, from real calls, once the structure is one that we serve.
+
+    Raises Unsupported, naming the layer type, when layers don't call attention through the
+    interface exactly once each, keep other state, or mask keys in a way other than causal and
+    sliding window. These are faults that a few hundred tokens may not show.
+    """
+    name = type(model).__name__
+    if "position_ids" not in signature(model.forward).parameters:
+        raise Unsupported(f"{name} takes no position_ids: rows of a batch would share positions")
+    use_attention(model, _NAME)
+    _probe.calls.clear()
+    _probe.masks.clear()
+    ids = torch.arange(_NUM_TOKENS, device=model.device)[None]
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, position_ids=ids, use_cache=False)
+        calls, masks = list(_probe.calls), list(_probe.masks)
+    finally:
+        _probe.calls.clear()
+        _probe.masks.clear()
+    _check_calls(model, calls)
+    for call in calls:
+        _check_call(call, masks, name=name, max_model_len=max_model_len)
+    return [call.shape for call in sorted(calls, key=lambda call: call.layer or 0)]
+
+
+def use_attention(model: PreTrainedModel, implementation: str) -> None:
+    """Select an attention by name; raises Unsupported where the family has its own, old-style."""
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(implementation)
+    config = model.config.get_text_config()
+    if config._attn_implementation != implementation:
+        raise Unsupported(
+            f"{type(model).__name__} computes attention in its own way and offers no attention "
+            f"interface (layers: {', '.join(_layer_types(model)) or 'unknown'})"
+        )
+
+
+def _check_calls(model: PreTrainedModel, calls: list[_Call]) -> None:
+    """Exactly one call of attention per layer, numbered from 0."""
+    num_layers: int = model.config.get_text_config().num_hidden_layers
+    counted = Counter(call.layer for call in calls)
+    if counted == Counter(range(num_layers)):
+        return
+    silent = [i for i in range(num_layers) if counted[i] == 0]
+    types = sorted({kind for i in silent for kind in _layer_types(model, i)})
+    if silent:
+        found = f"layers {silent} ({', '.join(types) or 'unknown'}) don't call attention"
+    else:
+        found = f"attention is called {len(calls)} times for {num_layers} layers"
+    raise Unsupported(
+        f"{type(model).__name__}: {found}; a layer must keep keys and values and nothing else"
+    )
+
+
+def _layer_types(model: PreTrainedModel, layer: int = 0) -> list[str]:
+    """Class names inside one decoder layer that are no plain building blocks."""
+    num_layers = model.config.get_text_config().num_hidden_layers
+    names: list[str] = []
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            names = [type(child).__name__ for child in module[layer].children()]
+            break
+    kinds = [n for n in names if not n.endswith(("Norm", "MLP", "Dropout")) and n != "Linear"]
+    declared = getattr(model.config.get_text_config(), "layer_types", None)
+    return kinds + ([declared[layer]] if declared else [])
+
+
+def _check_call(call: _Call, masks: list[MaskFunction], *, name: str, max_model_len: int) -> None:
+    """The mask is causal, with the window that the call names; and nothing is added to scores."""
+    where = f"{name}, layer {call.layer}"
+    if call.other.get("position_bias") is not None:
+        raise Unsupported(f"{where}: attention adds a position bias to its scores")
+    if call.other.get("is_causal") is False:
+        raise Unsupported(f"{where}: attention is not causal")
+    if call.mask is None:
+        return  # the model leaves it to the attention function, whose rule is causal
+    number = int(call.mask.flatten()[0].item())
+    if not (1 <= number <= len(masks)) or bool((call.mask != number).any()):
+        raise Unsupported(f"{where}: the model changes its attention mask")
+    queries, keys = _pairs(max_model_len, call.window)
+    zero = torch.zeros_like(queries)
+    visible = masks[number - 1](zero, zero, queries, keys)
+    expected = keys <= queries
+    if call.window is not None:
+        expected &= queries - keys < call.window
+    wrong = (visible != expected).nonzero()
+    if wrong.numel():
+        i = int(wrong[0])
+        window = "" if call.window is None else f" with a window of {call.window}"
+        raise Unsupported(
+            f"{where}: the mask is not causal{window}: key {int(keys[i])} should "
+            f"{'' if bool(expected[i]) else 'not '}be visible to query {int(queries[i])} "
+            f"(chunked and other masks are not supported)"
+        )
+
+
+def _pairs(max_model_len: int, window: int | None) -> tuple[Tensor, Tensor]:
+    """Pairs of query and key positions: random ones of all sizes, neighbours, window edges."""
+    random = Random(0)
+    queries: list[int] = []
+    distances: list[int] = []
+    near = [0, 1, 2] + ([] if window is None else [window - 1, window, window + 1])
+    for _ in range(1024):
+        query = random.randrange(1 + int(max_model_len ** random.random()))
+        query = min(query, max_model_len - 1)
+        queries += [query] * (len(near) + 2)
+        distances += [*near, random.randrange(query + 1), -random.randrange(1, 9)]
+    pairs = [(q, q - d) for q, d in zip(queries, distances, strict=True) if q - d >= 0]
+    return torch.tensor([q for q, _ in pairs]), torch.tensor([k for _, k in pairs])
