@@ -51,8 +51,7 @@ def _compose(text: str, path: str | Path) -> yaml.Node:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        raise BadInput(f"{path}{where}: not YAML: {problem}") from None
+        raise BadInput(f"{path}{where}: not YAML: {_problem(error)}") from None
     except RecursionError:
         raise BadInput(f"{path}: nested too deeply") from None
     if root is None:
@@ -65,10 +64,15 @@ def _construct(root: yaml.Node, path: str | Path) -> Any:
     try:
         return loader.construct_document(root)
     except (yaml.YAMLError, ValueError) as error:
-        problem = getattr(error, "problem", None) or str(error)
-        raise BadInput(f"{path}: not YAML that can be read: {problem}") from None
+        raise BadInput(f"{path}: not YAML that can be read: {_problem(error)}") from None
     finally:
         loader.dispose()
+
+
+def _problem(error: Exception) -> str:
+    """What PyYAML says, in one line."""
+    parts = [getattr(error, name, None) for name in ("context", "problem", "reason")]
+    return ", ".join(str(part) for part in parts if part) or str(error)
 
 
 def _refuse_doubles(node: yaml.Node, path: str | Path) -> None:

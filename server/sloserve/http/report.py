@@ -22,7 +22,7 @@ STATES = ("loading", "ready", "draining")
 PATH = "/metrics?" + urlencode([("name[]", name) for name in NAMES])
 """What a gateway asks a replica for."""
 
-_SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)", re.MULTILINE)
+_SAMPLE = re.compile(r'^(\w+)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})? (\S+)', re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 

@@ -1,0 +1,95 @@
+"""Prometheus text from declared metrics."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sloserve.http.exporter import Exporter
+from sloserve.metrics import (
+    EXPORTED,
+    GATEWAY_EXPORTS,
+    PREFIX,
+    REPLICA_EXPORTS,
+    Kind,
+    Metric,
+)
+
+METRICS = (
+    Metric("a_total", Kind.COUNTER, "A.", ("who",)),
+    Metric("b", Kind.GAUGE, "B."),
+    Metric("c_seconds", Kind.HISTOGRAM, "C.", ("who",), (0.1, 1.0)),
+)
+
+
+def samples(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
+    return {
+        (sample.name, tuple(v for _, v in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_counters_gauges_and_histograms_come_out_as_prometheus_reads_them() -> None:
+    exporter = Exporter(METRICS)
+    exporter.add("a_total", "x")
+    exporter.add("a_total", "x", amount=2)
+    exporter.add("a_total", "zero", amount=0)
+    exporter.set("b", value=1.5)
+    for value in (0.1, 0.5, 3.0):
+        exporter.observe("c_seconds", "x", value=value)
+    exporter.observe("c_seconds", "x", value=0.5, times=2)
+    found = samples(exporter.render())
+    assert found["a_total", ("x",)] == 3
+    assert found["a_total", ("zero",)] == 0
+    assert found["b", ()] == 1.5
+    assert found["c_seconds_bucket", ("0.1", "x")] == 1
+    assert found["c_seconds_bucket", ("1.0", "x")] == 4
+    assert found["c_seconds_bucket", ("+Inf", "x")] == 5
+    assert found["c_seconds_count", ("x",)] == 5
+    assert found["c_seconds_sum", ("x",)] == pytest.approx(4.6)
+
+
+def test_a_name_filter_renders_those_and_refreshes_only_what_they_need() -> None:
+    exporter = Exporter(METRICS)
+    refreshed: list[str] = []
+    exporter.refresh_before(["b"], lambda: refreshed.append("b"))
+    exporter.refresh_before(["c_seconds"], lambda: refreshed.append("c"))
+    exporter.add("a_total", "x")
+    exporter.set("b", value=1)
+    found = samples(exporter.render(["b", "unknown"]))
+    assert found == {("b", ()): 1.0}
+    assert refreshed == ["b"]
+    exporter.render()
+    assert refreshed == ["b", "b", "c"]
+
+
+def test_what_is_not_declared_can_t_be_exported() -> None:
+    exporter = Exporter(METRICS)
+    with pytest.raises(KeyError):
+        exporter.add("d_total")
+    with pytest.raises(AssertionError):
+        exporter.add("a_total")
+    with pytest.raises(AssertionError):
+        exporter.add("b")
+
+
+def test_label_values_are_escaped() -> None:
+    exporter = Exporter(METRICS)
+    exporter.add("a_total", 'q"uo\\te\n')
+    assert samples(exporter.render())["a_total", ('q"uo\\te\n',)] == 1
+
+
+@pytest.mark.parametrize("exports", [REPLICA_EXPORTS, GATEWAY_EXPORTS])
+def test_the_declared_lists_make_exporters(exports: tuple[Metric, ...]) -> None:
+    assert Exporter(exports).render()
+
+
+def test_declared_names_follow_the_rules() -> None:
+    names = [metric.name for metric in EXPORTED]
+    assert len(names) == len(set(names))
+    for metric in EXPORTED:
+        assert metric.name.startswith((PREFIX, "vllm:"))
+        assert (metric.kind is Kind.HISTOGRAM) == bool(metric.buckets), metric.name
+        assert list(metric.buckets) == sorted(metric.buckets), metric.name
+        if metric.kind is Kind.COUNTER:
+            assert metric.name.endswith("_total")
+        assert metric.help.endswith(".")

@@ -1,0 +1,93 @@
+"""Sockets and signals."""
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import httpx
+import pytest
+
+from sloserve.errors import BadInput, Failed
+from sloserve.http import serve
+
+
+async def hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("127.0.0.1:80", ("127.0.0.1", 80)),
+        ("[::1]:0", ("::1", 0)),
+        (":9", ("0.0.0.0", 9)),
+        ("localhost:65535", ("localhost", 65535)),
+    ],
+)
+def test_listen_addresses_are_read(text: str, found: tuple[str, int]) -> None:
+    assert serve.parse_listen(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "8000x", "host", "host:", "host:65536", "host:-1"])
+def test_other_listen_addresses_are_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="allowed: HOST:PORT"):
+        serve.parse_listen(text)
+
+
+def test_a_taken_port_is_told_with_what_to_do() -> None:
+    sock = serve.bind("127.0.0.1", 0)
+    try:
+        port = sock.getsockname()[1]
+        with pytest.raises(Failed, match=f"can't listen on 127.0.0.1:{port}: .*choose another"):
+            serve.bind("127.0.0.1", port)
+    finally:
+        sock.close()
+
+
+def test_an_address_that_is_not_ours_is_told() -> None:
+    with pytest.raises(Failed, match="can't listen on"):
+        serve.bind("host.invalid", 0)
+
+
+def test_two_applications_are_served_side_by_side_and_stop_together() -> None:
+    socks = [serve.bind("127.0.0.1", 0) for _ in range(2)]
+    urls = [serve.url_of(sock) for sock in socks]
+
+    async def main() -> list[str]:
+        async with (
+            serve.serving([serve.Listener(hello, sock) for sock in socks]),
+            httpx.AsyncClient() as client,
+        ):
+            return [(await client.get(url)).text for url in urls]
+
+    assert asyncio.run(main()) == ["hello", "hello"]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(urls[0])
+
+
+def test_the_first_signal_asks_and_the_second_insists() -> None:
+    async def main() -> serve.Stop:
+        stop = serve.Stop()
+        stop.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(stop.asked.wait(), 5)
+        assert not stop.at_once.is_set()
+        waiting = asyncio.create_task(stop.drained(lambda: False, timeout_s=60))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not await asyncio.wait_for(waiting, 5)
+        return stop
+
+    assert asyncio.run(main()).exit_code == 0
+
+
+def test_draining_ends_when_idle_or_when_time_is_up() -> None:
+    async def main() -> tuple[bool, bool]:
+        stop = serve.Stop()
+        return (
+            await stop.drained(lambda: True, timeout_s=60),
+            await stop.drained(lambda: False, timeout_s=0),
+        )
+
+    assert asyncio.run(main()) == (True, False)
