@@ -77,8 +77,11 @@ async def fetch(session: aiohttp.ClientSession, url: str, *, key: str | None = N
             return await response.json(content_type=None)
     except TimeoutError:
         raise Failed(f"{url} does not answer within {TIMEOUT.total:g} s") from None
+    except aiohttp.ClientConnectorError as error:
+        why = error.os_error.strerror or str(error.os_error)
+        raise Failed(f"no gateway answers at {url} ({why}); does `sloserve up` run?") from None
     except (aiohttp.ClientError, ValueError) as error:
-        raise Failed(f"no gateway answers at {url}: {error}; does `sloserve up` run?") from None
+        raise Failed(f"{url} gives no answer that can be read: {error!r}") from None
 
 
 def parse_overview(raw: Any) -> Overview:
