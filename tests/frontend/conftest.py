@@ -175,9 +175,8 @@ def _in_a_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> 
         assert not thread.is_alive()
 
 
-@pytest.fixture
-def unready(spec: ServiceSpec) -> Iterator[Running]:
-    """A server whose model is not loaded."""
+@contextlib.contextmanager
+def _unready(spec: ServiceSpec) -> Iterator[Running]:
     sock = serve.bind("127.0.0.1", 0)
     replica = Replica(spec, name="r0")
     runner = Capitals(sim_facts(max_model_len=512, block_size=4, num_blocks=512))
@@ -199,21 +198,41 @@ def unready(spec: ServiceSpec) -> Iterator[Running]:
             yield running
 
 
-@pytest.fixture
-def running(unready: Running) -> Iterator[Running]:
-    """A server that is ready."""
+@contextlib.contextmanager
+def _ready(server: Running) -> Iterator[Running]:
     client = EngineClient(service="assistant", replica="r0")
     tokenizer = ByteTokenizer()
 
     def attach() -> None:
-        client.start(unready.scheduler, unready.runner, tokenizer)
-        unready.replica.attach(Served(client, tokenizer, unready.runner.facts, STEP_MODEL))
-        unready.replica.ready = True
+        client.start(server.scheduler, server.runner, tokenizer)
+        server.replica.attach(Served(client, tokenizer, server.runner.facts, STEP_MODEL))
+        server.replica.ready = True
 
-    unready.on_loop(attach)
-    yield unready
-    unready.runner.go.set()
-    asyncio.run_coroutine_threadsafe(client.stop(), unready.loop).result(10)
+    server.on_loop(attach)
+    yield server
+    server.runner.go.set()
+    asyncio.run_coroutine_threadsafe(client.stop(), server.loop).result(10)
+
+
+@pytest.fixture
+def unready(spec: ServiceSpec) -> Iterator[Running]:
+    """A server whose model is not loaded."""
+    with _unready(spec) as server:
+        yield server
+
+
+@pytest.fixture
+def running(unready: Running) -> Iterator[Running]:
+    """A server that is ready, for one test alone."""
+    with _ready(unready) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Running]:
+    """A server that is ready, for the tests of a module that leave nothing behind."""
+    with _unready(parse_service(_manifest())) as server, _ready(server):
+        yield server
 
 
 def _scheduler(spec: ServiceSpec, facts: ModelFacts) -> Scheduler:

@@ -8,8 +8,8 @@ import pytest
 
 
 @pytest.fixture
-def client(running: Any) -> Any:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0) as made:
+def client(shared: Any) -> Any:
+    with openai.OpenAI(base_url=f"{shared.url}/v1", api_key="x", max_retries=0) as made:
         yield made
 
 
@@ -42,9 +42,9 @@ def test_a_chat_answer_streams_and_ends_with_usage(client: openai.OpenAI) -> Non
     assert chunks[0].usage is None
 
 
-def test_the_async_client_streams_completions(running: Any) -> None:
+def test_the_async_client_streams_completions(shared: Any) -> None:
     async def main() -> str:
-        async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="x") as client:
+        async with openai.AsyncOpenAI(base_url=f"{shared.url}/v1", api_key="x") as client:
             stream = await client.completions.create(
                 model="sim", prompt="abc", max_tokens=6, stream=True
             )
@@ -53,9 +53,9 @@ def test_the_async_client_streams_completions(running: Any) -> None:
     assert asyncio.run(main()) == "ABCABC"
 
 
-def test_the_async_client_gets_whole_answers_at_once(running: Any) -> None:
+def test_the_async_client_gets_whole_answers_at_once(shared: Any) -> None:
     async def main() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="x") as client:
+        async with openai.AsyncOpenAI(base_url=f"{shared.url}/v1", api_key="x") as client:
             asks = [
                 client.completions.create(model="sim", prompt=f"{c}{c}", max_tokens=2)
                 for c in "abcdefgh"
@@ -148,7 +148,7 @@ def test_usage_comes_with_every_chunk_when_asked(client: openai.OpenAI) -> None:
     assert [c.usage.completion_tokens for c in stream if c.usage] == [1, 2, 3, 3]
 
 
-def test_vllm_s_extra_fields_reach_the_engine(client: openai.OpenAI, running: Any) -> None:
+def test_vllm_s_extra_fields_reach_the_engine(client: openai.OpenAI, shared: Any) -> None:
     client.completions.create(
         model="sim",
         prompt="ab",
@@ -161,7 +161,7 @@ def test_vllm_s_extra_fields_reach_the_engine(client: openai.OpenAI, running: An
             "min_tokens": 2, "stop_token_ids": [9], "something_new": {"a": 1}, "logprobs": None,
         },
     )  # fmt: skip
-    sampling = running.runner.asked[-1]
+    sampling = shared.runner.asked[-1]
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (3, 0.1, 1.1)
     assert (sampling.ignore_eos, sampling.min_tokens, sampling.stop_token_ids) == (True, 2, (9,))
     assert (sampling.seed, sampling.stop, sampling.logit_bias) == (5, ("x", "y"), {7: -100.0})

@@ -29,7 +29,8 @@ def watching_routes(app: FastAPI, replica: Replica, exporter: Exporter) -> None:
         told = {"status": replica.state, "replica": replica.name, **asdict(replica.progress)}
         return _json(200 if replica.state == "ready" else 503, told)
 
-    @app.api_route("/metrics", methods=["GET", "HEAD"])
+    @app.head("/metrics", include_in_schema=False)
+    @app.get("/metrics")
     async def metrics(
         request: Request,
         names: list[str] = Query(default=[], alias="name[]"),  # noqa: B008

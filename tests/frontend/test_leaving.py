@@ -1,0 +1,93 @@
+"""Clients that go away, and what is left of their requests."""
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import openai
+
+
+def test_a_client_that_hangs_up_in_a_stream_frees_its_blocks(running: Any) -> None:
+    running.runner.step_s = 0.005
+    body = {"prompt": "abc", "max_tokens": 400, "stream": True}
+    with running.client.stream("POST", "/v1/completions", json=body) as answer:
+        next(answer.iter_lines())
+        assert running.scheduler.requests
+    running.wait_for(lambda: not running.scheduler.requests)
+    running.scheduler.blocks.check_integrity()
+    assert running.scheduler.blocks.num_free == running.scheduler.blocks.num_blocks
+
+
+def test_a_client_that_hangs_up_before_its_answer_frees_its_blocks(running: Any) -> None:
+    running.runner.step_s = 0.005
+    body = {"prompt": "abc", "max_tokens": 400, "n": 3}
+    with httpx.Client(base_url=running.url, timeout=0.1) as client:
+        try:
+            client.post("/v1/completions", json=body)
+        except httpx.ReadTimeout:
+            pass
+        else:
+            raise AssertionError("it should not have been done yet")
+    running.wait_for(lambda: not running.scheduler.requests)
+    running.scheduler.blocks.check_integrity()
+
+
+def test_a_task_that_is_cancelled_closes_its_stream(running: Any) -> None:
+    running.runner.step_s = 0.005
+
+    async def main() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="x") as client:
+            stream = await client.completions.create(
+                model="sim", prompt="abc", max_tokens=400, stream=True
+            )
+            async for _ in stream:
+                break
+            await stream.close()
+
+    asyncio.run(main())
+    running.wait_for(lambda: not running.scheduler.requests)
+
+
+def test_the_others_go_on_when_one_leaves(running: Any) -> None:
+    running.runner.step_s = 0.002
+    body = {"prompt": "abc", "max_tokens": 60, "stream": True}
+    with running.client.stream("POST", "/v1/completions", json=body) as kept:
+        with (
+            httpx.Client(base_url=running.url) as other,
+            other.stream("POST", "/v1/completions", json={**body, "max_tokens": 400}) as left,
+        ):
+            next(left.iter_lines())
+        lines = [line for line in kept.iter_lines() if line.startswith("data: {")]
+    assert len(lines) == 60
+
+
+def test_a_cancel_is_counted_and_not_an_error(running: Any) -> None:
+    running.runner.step_s = 0.005
+    body = {"prompt": "abc", "max_tokens": 400, "stream": True}
+    with running.client.stream("POST", "/v1/completions", json=body) as answer:
+        next(answer.iter_lines())
+    running.wait_for(lambda: not running.scheduler.requests)
+    cancelled = 'decision="admitted",model="sim",outcome="cancelled",reason="ClientGone"'
+    assert running.metric("sloserve_replica_requests_total{" + cancelled) == 1
+    assert running.metric('sloserve_replica_slo_requests_total{model="sim"') == 0
+
+
+def test_a_running_stream_survives_the_drain(running: Any) -> None:
+    running.runner.step_s = 0.002
+    body = {"prompt": "abc", "max_tokens": 50, "stream": True}
+    with running.client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        running.on_loop(running.replica.drain)
+        rest = [line for line in lines if line.startswith("data: ")]
+    assert rest[-1] == "data: [DONE]"
+    assert len(rest) >= 50 - 1
+
+
+def test_the_time_to_the_socket_reaches_the_planner(running: Any) -> None:
+    running.post("/v1/completions", json={"prompt": "abc", "max_tokens": 200, "stream": True})
+    began_s = time.monotonic()
+    running.wait_for(lambda: running.scheduler.way_out_s > 0)
+    assert running.scheduler.way_out_s < began_s
+    assert running.metric("sloserve_emission_lag_seconds") == running.scheduler.way_out_s
