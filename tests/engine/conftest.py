@@ -178,14 +178,20 @@ def serving() -> Serving:
 
     @contextlib.asynccontextmanager
     async def build(
-        runner: Runner | None = None, *, policy: str = "sloserve", max_buffered_events: int = 2048
+        runner: Runner | None = None,
+        *,
+        policy: str = "sloserve",
+        max_buffered_events: int = 2048,
+        wrap: Callable[[Runner], Runner] = lambda runner: runner,
     ) -> AsyncIterator[EngineClient]:
         clock = VirtualClock()
         client = EngineClient(
             service="svc", replica="one", clock=clock, max_buffered_events=max_buffered_events
         )
         client.start(
-            new_scheduler(policy), runner or SimRunner(MODEL, FACTS, clock), ByteTokenizer()
+            new_scheduler(policy),
+            wrap(runner or SimRunner(MODEL, FACTS, clock)),
+            ByteTokenizer(),
         )
         try:
             yield client

@@ -115,7 +115,7 @@ class EngineClient:
         if self._thread is not None:
             self._thread.put(Stop())
             await asyncio.to_thread(self._thread.join, timeout_s)
-        self._break_streams("the replica was stopped", reason=Reason.DRAINING)
+        self._break_streams()
 
     def set_classes(self, classes: Iterable[SloClass], *, generation: int | None = None) -> None:
         """Another manifest is in force: report on its classes from now on."""
@@ -230,7 +230,7 @@ class EngineClient:
 
     def _ended(self) -> None:
         """From the engine's thread, as its last deed."""
-        self._call_in_loop(lambda: self._break_streams("the engine ended", reason=Reason.NONE))
+        self._call_in_loop(self._break_streams)
 
     def _call_in_loop(self, call: Callable[[], None]) -> None:
         assert self._loop is not None
@@ -258,7 +258,11 @@ class EngineClient:
         stream.put(Broken(Reason.SLOW_READER, text))
         self._thread.put(Cancel(key, Reason.SLOW_READER))
 
-    def _break_streams(self, text: str, *, reason: Reason) -> None:
+    def _break_streams(self) -> None:
+        """The engine is gone, wanted or not: nobody waits for it."""
+        text, reason = "the engine ended", Reason.NONE
+        if self._draining:
+            text, reason = "the replica was stopped", Reason.DRAINING
         for stream in self._streams.values():
             if not stream.ended:
                 stream.ended = True

@@ -69,11 +69,12 @@ class EngineThread:
         self._on_end = on_end
         self._thread = threading.Thread(target=self._run, name="sloserve-engine", daemon=True)
         self._stopped = False
+        self._ended = False
 
     @property
     def alive(self) -> bool:
         """Whether the loop runs."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._ended
 
     def start(self) -> None:
         """Start the thread. Lowers the interpreter's switch interval for the whole process."""
@@ -87,14 +88,15 @@ class EngineThread:
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the thread to end; False when it did not within `timeout_s`."""
         self._thread.join(timeout_s)
-        return not self.alive
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
             self._turn_until_stopped()
-        except Exception:
+        except BaseException:
             log.critical("the engine thread ends", exc_info=True)
         finally:
+            self._ended = True
             self._on_end()
 
     def _turn_until_stopped(self) -> None:
