@@ -45,7 +45,9 @@ class Act:
     choices: int = 1
     die_after: int | None = None  # tokens; 0: not even headers
     break_after: int | None = None  # tokens; then the replica itself tells of an error
+    pad: int = 0  # characters more in every event
     after_all: asyncio.Event | None = None  # waits for it before the end mark
+    linger_s: float = 0.0  # between the end mark and the end of the body
 
 
 @dataclass
@@ -187,13 +189,16 @@ class FakeReplica:
             for choice in range(act.choices):
                 stage = act.stages[i] if act.stages else 0
                 mark = f": n=1 stage={stage}\n" if marked else ""
-                event = _chunk(i, choice, chat=chat, last=i == act.tokens - 1)
+                event = _chunk(
+                    f"w{i} " + "x" * act.pad, choice, chat=chat, last=i == act.tokens - 1
+                )
                 await response.write(f"{mark}data: {event}\n\n".encode())
             if i < act.tokens - 1:
                 await asyncio.sleep(act.gap_s)
         if act.after_all is not None:
             await act.after_all.wait()
         await response.write(b"data: [DONE]\n\n")
+        await asyncio.sleep(act.linger_s)
         return response
 
 
@@ -204,8 +209,8 @@ def _cut(request: web.Request) -> None:
     raise ConnectionResetError("died")
 
 
-def _chunk(i: int, choice: int, *, chat: bool, last: bool) -> str:
-    said: dict[str, Any] = {"delta": {"content": f"w{i} "}} if chat else {"text": f"w{i} "}
+def _chunk(text: str, choice: int, *, chat: bool, last: bool) -> str:
+    said: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
     part = {"index": choice, **said, "logprobs": None, "finish_reason": "stop" if last else None}
     return json.dumps(
         {

@@ -8,6 +8,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from sloserve.gateway import replicas as replicas_module
+from sloserve.gateway.settings import Settings
+
 Make = Any
 """A builder from conftest."""
 
@@ -233,5 +236,69 @@ def test_a_bad_request_is_passed_on_and_not_counted(
             assert answer.status == 400
             assert world.judged() == (0, 0, 0, 0)
             assert world.count("sloserve_requests_total", "chat", "none", "refused", "") == 1
+
+    asyncio.run(story())
+
+
+def test_a_client_that_leaves_on_the_end_mark_had_its_whole_answer(
+    gateway: Make, replica: Make, act: Make
+) -> None:
+    async def story() -> None:
+        async with gateway(replica("a")) as world:
+            world.replicas[0].default = act(linger_s=0.5)
+            url = world.url + "/v1/chat/completions"
+            body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+            response = await world.session.post(url, json=body)
+            seen = b""
+            while b"[DONE]" not in seen:
+                seen += await response.content.readany()
+            response.close()
+            await world.until(lambda: not world.core.open)
+            assert world.judged() == (1, 1, 1, 1)
+            assert world.count("sloserve_requests_total", "chat", "admitted", "finished", "") == 1
+
+    asyncio.run(story())
+
+
+def test_a_slow_reader_is_bounded_cut_off_and_hurts_nobody_else(
+    gateway: Make, replica: Make, act: Make
+) -> None:
+    async def story() -> None:
+        settings = Settings(poll_s=0.02, slow_reader_s=0.3)
+        async with gateway(replica("a"), settings=settings) as world:
+            upstream = world.replicas[0]
+            upstream.acts.append(act(tokens=4000, pad=10_000))  # 40 MB
+            body = b'{"messages":[],"stream":true}'
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+            host, port = world.url.removeprefix("http://").split(":")
+            _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+            writer.write(head % len(body) + body)
+            await world.until(lambda: bool(upstream.asked))
+            for _ in range(3):
+                assert (await world.ask(stream=True)).status == 200
+            await world.until(lambda: upstream.asked[0].cancelled)
+            assert not upstream.asked[0].finished
+            labels = ("chat", "admitted", "cancelled", "SlowReader")
+            assert world.count("sloserve_requests_total", *labels) == 1
+            writer.close()
+
+    asyncio.run(story())
+
+
+def test_a_replica_lost_without_a_word_loses_its_requests_in_time(
+    gateway: Make, replica: Make, act: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(replicas_module, "LOST_S", 0.3)
+        monkeypatch.setattr(replicas_module, "POLL_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
+        lost = replica("a", default=act(tokens=100, gap_s=10.0))
+        async with gateway(lost) as world:
+            streaming = asyncio.create_task(world.ask(stream=True))
+            await world.until(lambda: bool(lost.asked))
+            await asyncio.sleep(0.05)
+            lost.silent = True
+            answer = await streaming
+            assert answer.events[-1]["error"]["code"] == "ReplicaLost"
+            lost.silent = False
 
     asyncio.run(story())

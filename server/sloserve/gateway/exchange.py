@@ -165,6 +165,7 @@ class Exchange:
             ) as response:
                 return await self._answer(upstream, response, last_hop=last_hop, sent_s=sent_s)
         except aiohttp.ClientConnectorError as error:
+            ticket.num_hops -= 1  # it was never asked
             core.replicas.fail(upstream, f"can't connect: {error.os_error.strerror or error}")
             return await self._died(upstream, error)
         except (Died, aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -1,0 +1,200 @@
+"""The real processes: `sloserve replica` with a simulated model, and `sloserve gateway`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from sloserve.cli import main
+
+MANIFEST = """
+apiVersion: sloserve.io/v1alpha1
+kind: SLOService
+metadata: {{name: assistant, generation: {generation}}}
+spec:
+  model: {{source: "builtin://sim?profile=h200"}}
+  sloClasses:
+    - {{name: chat, ttft: {{target: 5s}}, tpot: {tpot}}}
+  replicas: 2
+  drain: {{timeout: 30s}}
+"""
+
+
+def free_port() -> int:
+    """A port that was free just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_for(holds: Callable[[], bool], *, at_most_s: float = 60.0) -> None:
+    """Until it holds; an error after `at_most_s`."""
+    end_s = time.monotonic() + at_most_s
+    while True:
+        try:
+            if holds():
+                return
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+
+
+@dataclass
+class Chain:
+    """Two replicas and a gateway."""
+
+    config: Path
+    url: str
+    internal_url: str
+    gateway: subprocess.Popen[bytes]
+    replicas: dict[str, subprocess.Popen[bytes]]
+
+    def metric(self, line: str) -> float | None:
+        """The value of one series of the gateway, by how its line begins."""
+        text = httpx.get(f"{self.internal_url}/metrics").text
+        found = [ln for ln in text.splitlines() if ln.startswith(line)]
+        return float(found[0].rsplit(" ", 1)[1]) if found else None
+
+    def num_ready(self) -> int:
+        """Replicas that are ready."""
+        seen = httpx.get(f"{self.url}/v1/slo").json()["replicas"]
+        return sum(r["state"] == "ready" for r in seen)
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Iterator[Chain]:
+    config = tmp_path / "spec.yaml"
+    config.write_text(MANIFEST.format(generation=1, tpot="100ms"))
+    ports = [free_port() for _ in range(4)]
+    with ExitStack() as stack:
+
+        def start(name: str, *words: str) -> subprocess.Popen[bytes]:
+            output = stack.enter_context((tmp_path / f"{name}.log").open("wb"))
+            command = [sys.executable, "-P", "-m", "sloserve.cli", *words]
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=env)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        replicas = {
+            f"r{port}": start(
+                f"r{port}", "replica", "--config", str(config), "--name", f"r{port}",
+                "--listen", f"127.0.0.1:{port}",
+            )
+            for port in ports[:2]
+        }  # fmt: skip
+        gateway = start(
+            "gateway", "gateway", "--config", str(config), "--listen", f"127.0.0.1:{ports[2]}",
+            "--internal", f"127.0.0.1:{ports[3]}",
+            "--replicas", ",".join(f"127.0.0.1:{port}" for port in ports[:2]),
+        )  # fmt: skip
+        urls = [f"http://127.0.0.1:{port}" for port in ports[2:]]
+        it = Chain(config, urls[0], urls[1], gateway, replicas)
+        wait_for(lambda: it.num_ready() == 2)
+        yield it
+
+
+@pytest.mark.slow
+def test_promises_through_real_processes(chain: Chain) -> None:
+    client = openai.OpenAI(base_url=f"{chain.url}/v1", api_key="none", max_retries=0)
+    with client:
+        # An answer of words; the counters say what the client saw.
+        with client.completions.with_streaming_response.create(
+            model="assistant", prompt="Once upon", max_tokens=20, stream=True
+        ) as raw:
+            assert raw.headers["x-slo-decision"] == "admitted"
+            assert raw.headers["x-slo-ttft-ms"] == "5000"
+            assert raw.headers["x-slo-replica"] in chain.replicas
+            events = [line for line in raw.iter_lines() if line]
+        assert len(events) >= 21
+        assert events[-1] == "data: [DONE]"
+        assert not any(line.startswith(":") for line in events)
+        labels = '{model="assistant",service="assistant",slo_class="chat"}'
+        wait_for(lambda: chain.metric(f"sloserve_slo_requests_total{labels}") == 1)
+        kept = '{model="assistant",promise="all",service="assistant",slo_class="chat"}'
+        assert chain.metric(f"sloserve_slo_attained_total{kept}") == 1
+
+        # A class change applies live, without a restart.
+        chain.config.write_text(MANIFEST.format(generation=2, tpot="90ms"))
+        wait_for(lambda: chain.metric("sloserve_config_generation") == 2)
+        target = 'sloserve_slo_target_seconds{promise="tpot",service="assistant",slo_class="chat"}'
+        assert chain.metric(target) == 0.09
+
+        # A replica is killed in the middle of an answer: said so; the next one is served.
+        with client.completions.with_streaming_response.create(
+            model="assistant", prompt="On", max_tokens=2000, stream=True
+        ) as raw:
+            lines = raw.iter_lines()
+            next(lines)
+            chain.replicas[raw.headers["x-slo-replica"]].kill()
+            last = [line for line in lines if line][-1]
+        error = json.loads(last.removeprefix("data: "))
+        assert error["error"]["code"] == "ReplicaLost"
+        assert error["choices"][0]["finish_reason"] == "error"
+        done = client.completions.create(model="assistant", prompt="Again", max_tokens=3)
+        assert done.usage is not None
+        assert done.usage.completion_tokens == 3
+
+        # SIGTERM: the open stream finishes, new connections are refused, exit 0.
+        with client.completions.with_streaming_response.create(
+            model="assistant", prompt="Last", max_tokens=150, stream=True
+        ) as raw:
+            lines = raw.iter_lines()
+            next(lines)
+            chain.gateway.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert chain.gateway.wait(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{chain.url}/health")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--config", "nowhere.yaml"], "can't read nowhere.yaml"),
+        (["--replicas", "here"], "HOST:PORT"),
+        (["--listen", "nonsense"], "HOST:PORT"),
+        (["--keys", "nokeys.yaml"], "can't read nokeys.yaml"),
+        (["--tls-cert", "cert.pem"], "both"),
+    ],
+)
+def test_bad_input_is_told_in_one_line_and_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    config = tmp_path / "spec.yaml"
+    config.write_text(MANIFEST.format(generation=1, tpot="100ms"))
+    given = {"--config": str(config), "--replicas": "127.0.0.1:1", "--listen": "127.0.0.1:0"}
+    given |= dict(zip(words[::2], words[1::2], strict=True))
+    command = ["gateway", *(word for pair in given.items() for word in pair)]
+    assert main(command) == 2
+    told_all = capsys.readouterr().err
+    assert told in told_all
+    assert "Traceback" not in told_all
+
+
+def test_a_taken_port_is_a_clear_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "spec.yaml"
+    config.write_text(MANIFEST.format(generation=1, tpot="100ms"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ["--config", str(config), "--listen", listen, "--replicas", "127.0.0.1:1"]
+        assert main(["gateway", *words]) == 1
+    assert f"can't listen on {listen}" in capsys.readouterr().err
