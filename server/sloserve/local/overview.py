@@ -17,7 +17,7 @@ class ClassRow:
 
     name: str
     ttft: str
-    """In words: `1s`, or `5x, at least 200ms`."""
+    """In words: `1s`, or `5x >=200ms`: five times the zero-load time, at least 200 ms."""
     tpot: str
     objective: float
     attainment: float | None
@@ -107,7 +107,7 @@ def _slo_class(entry: Mapping[str, Any]) -> ClassRow:
     return ClassRow(
         name=str(entry["name"]),
         ttft=_ttft(entry["ttft"]),
-        tpot=" then ".join(ms(float(stage["tpotMs"])) for stage in entry["stages"]),
+        tpot=", ".join(ms(float(stage["tpotMs"])) for stage in entry["stages"]),
         objective=float(entry["objective"]),
         attainment=entry["last5m"]["attainment"],
         attainment_since_start=entry["sinceStart"]["attainment"],
@@ -136,7 +136,7 @@ def _ttft(entry: Mapping[str, Any]) -> str:
     if "targetMs" in entry:
         return ms(float(entry["targetMs"]))
     floor = float(entry["floorMs"])
-    return f"{float(entry['slowdown']):g}x" + (f", at least {ms(floor)}" if floor else "")
+    return f"{float(entry['slowdown']):g}x" + (f" >={ms(floor)}" if floor else "")
 
 
 def ms(milliseconds: float) -> str:

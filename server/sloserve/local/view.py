@@ -1,6 +1,7 @@
 """What a person sees of a running service: tables on a terminal, lines elsewhere."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -105,14 +106,13 @@ def tables(scene: Scene) -> RenderableType:
 
 
 def class_table(overview: Overview) -> Table:
-    """A line per class."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("class")
-    for name in ("TTFT", "TPOT", "goal", "5 min", "all", "judged", "prompts admitted now"):
-        table.add_column(name, justify="right")
+    """A line per class; `*` marks the default one."""
+    table = _table(
+        ("class", "TTFT", "TPOT"), ("goal", "5 min", "all", "judged", "frontier (tokens)")
+    )
     for row in overview.classes:
         style = "" if row.attainment is None or row.attainment >= row.objective else "red"
-        mark = " (default)" if row.name == overview.default_class else ""
+        mark = " *" if row.name == overview.default_class else ""
         table.add_row(
             row.name + mark,
             row.ttft,
@@ -128,21 +128,16 @@ def class_table(overview: Overview) -> Table:
 
 def replica_table(overview: Overview) -> Table:
     """A line per replica."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("replica")
-    table.add_column("state")
-    for name in ("running", "waiting", "KV used"):
-        table.add_column(name, justify="right")
-    table.add_column("address")
+    table = _table(("replica", "address", "state"), ("running", "waiting", "KV used"))
     colours = {"ready": "green", "loading": "cyan", "draining": "yellow"}
     for row in overview.replicas:
         table.add_row(
             row.name,
+            row.address,
             Text(row.state, style=colours.get(row.state, "red")),
             str(row.num_running),
             str(row.num_waiting),
             _kv(row),
-            row.address,
         )
     return table
 
@@ -159,6 +154,15 @@ def print_overview(console: Console, overview: Overview) -> None:
     console.print(replica_table(overview))
 
 
+def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in words:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
 def _share(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
@@ -166,7 +170,7 @@ def _share(share: float | None) -> str:
 def _frontier(row: ClassRow) -> str:
     if row.frontier is None:
         return "none"
-    return f"{row.frontier[0]}-{row.frontier[1]} tokens"
+    return f"{row.frontier[0]}-{row.frontier[1]}"
 
 
 def _kv(row: ReplicaRow) -> str:
