@@ -1,6 +1,5 @@
 """What a person sees of a running service: tables on a terminal, lines elsewhere."""
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +10,6 @@ from rich.text import Text
 
 from sloserve.local.overview import ClassRow, Overview, ReplicaRow
 
-MAX_EVENTS = 6
 SUMMARY_PERIOD_S = 30.0
 
 
@@ -22,7 +20,6 @@ class Scene:
     title: str
     overview: Overview | None = None
     progress: dict[str, str] = field(default_factory=dict)
-    events: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
 
 
 class LiveView:
@@ -101,7 +98,6 @@ def tables(scene: Scene) -> RenderableType:
     if scene.overview is not None:
         parts += [class_table(scene.overview), replica_table(scene.overview)]
     parts += [Text(f"{name}: {words}", style="cyan") for name, words in scene.progress.items()]
-    parts += [Text(event, style="dim") for event in scene.events]
     return Group(*parts)
 
 
