@@ -1,1 +1,1 @@
-"""TODO"""
+"""The HTTP server that routes: stateless, several side by side."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Everything that imports torch: models, KV memory, attention, sampling."""
