@@ -7,23 +7,21 @@ from sloserve.planner import Tier
 from sloserve.scheduler.request import Request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class BatchRow:
     """
-    A request's part of a step: tokens[start : start + count] are computed.
+    A request's part of a step: tokens[start : start + count] are computed. A value, not frozen
+    only because that makes the making of it four times slower.
 
     `sample`: the last of them is the last known token, so the step draws a new one.
+    `decodes`: the one token is the latest that was emitted.
     """
 
     request: Request
     start: int
     count: int
     sample: bool
-
-    @property
-    def decodes(self) -> bool:
-        """Whether this is a decode: one token, the latest that was emitted."""
-        return self.sample and self.count == 1 and self.request.num_output > 0
+    decodes: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,26 +57,19 @@ class Outcome:
     next_stage: int | None = None
 
 
-def measure(rows: list[BatchRow]) -> tuple[int, int, float]:
-    """(m, K, A) of some rows: tokens, decode context, prefill attention pairs."""
-    num_tokens, context, pairs = 0, 0, 0.0
-    for row in rows:
-        num_tokens += row.count
-        if row.decodes:
-            context += row.start + 1
-        else:
-            pairs += row.count * (row.start + row.count / 2)
-    return num_tokens, context, pairs
-
-
 def make_batch(rows: list[BatchRow], *, model: StepModel, ratio: float, planned_s: float) -> Batch:
     """The batch of some rows; `model` is the stored profile's, `ratio` its online correction."""
-    num_tokens, context, pairs = measure(rows)
-    num_decodes, num_best_effort_tokens = 0, 0
+    num_tokens, num_decodes, num_best_effort_tokens, context, pairs = 0, 0, 0, 0, 0.0
     for row in rows:
-        num_decodes += row.decodes
+        count = row.count
+        num_tokens += count
+        if row.decodes:
+            num_decodes += 1
+            context += row.start + 1
+        else:
+            pairs += count * (row.start + count / 2)
         if row.request.tier is Tier.BEST_EFFORT:
-            num_best_effort_tokens += row.count
+            num_best_effort_tokens += count
     stored_s = model.step_s(num_tokens, context=context, pairs=pairs)
     return Batch(
         rows=rows,

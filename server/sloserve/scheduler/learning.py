@@ -90,7 +90,10 @@ class Laws:
         row = request.row
         if row.num_output % REFRESH_TOKENS == 0:
             self.expect(request)
-        else:
-            row.expected_output = min(
-                max(1.0, row.expected_output - 1.0), float(max(1, row.max_output))
-            )
+            return
+        left = row.expected_output - 1.0
+        if left < 1.0:
+            left = 1.0
+        if left > row.max_output:
+            left = float(row.max_output)
+        row.expected_output = left

@@ -163,6 +163,7 @@ class Scheduler:
         assert batch is self._in_flight, "this batch does not run"
         self._in_flight = None
         self.version += 1
+        num_output = 0
         for row in batch.rows:
             request = row.request
             request.in_flight = False
@@ -171,9 +172,11 @@ class Scheduler:
                 continue
             self.holdings.computed(request, row.start + row.count)
             if row.sample:
+                num_output += 1
                 self._append(request, outcomes[request.id], end_s)
         counters = self.counters
         counters.num_steps += 1
+        counters.output_tokens += num_output
         counters.decode_tokens += batch.num_decodes
         counters.prefill_tokens += batch.num_tokens - batch.num_decodes
         counters.best_effort_tokens += batch.num_best_effort_tokens
@@ -320,17 +323,23 @@ class Scheduler:
             self._start(self.requests[request_id])
         rows: list[BatchRow] = []
         placed: set[int] = set()
-        for request_id, count in plan.tokens.items():
-            request = self._expect(request_id, not self._is_undecided(request_id) and count > 0)
-            if request is None or request.status is not Status.RUNNING:
+        requests, block_size = self.requests, self.limits.block_size
+        for request_id, count in plan.tokens.items():  # per row and step: kept lean
+            request = requests.get(request_id)
+            if request is None or request.decision is None or count <= 0:
+                self.counters.num_policy_errors += 1
+                continue
+            if request.status is not Status.RUNNING:
                 continue
             row = request.row
-            count = min(count, row.num_known - row.num_computed)
-            end = row.num_computed + count
-            if not self._grow(request, end, placed):
+            start, known = row.num_computed, row.num_known
+            end = min(start + count, known)
+            short = end > row.num_blocks * block_size
+            if short and not self._grow(request, end, placed):
                 continue
             placed.add(request_id)
-            rows.append(BatchRow(request, row.num_computed, count, end == row.num_known))
+            decodes = row.num_output > 0 and known - start == 1
+            rows.append(BatchRow(request, start, end - start, end == known, decodes))
         for request_id in starting:  # nothing came of it: give the prefix back
             request = self.requests[request_id]
             if request_id not in placed and request.status is Status.RUNNING:
@@ -422,9 +431,8 @@ class Scheduler:
 
     def _append(self, request: Request, outcome: Outcome, end_s: float) -> None:
         """One more token, and perhaps the end."""
-        in_time, due_s = emit(request, outcome, end_s)
-        self.counters.output_tokens += 1
-        if not in_time:
+        due_s = emit(request, outcome, end_s)
+        if end_s > due_s:
             self.counters.num_late_tokens += 1
             promised = self._assert_promises and request.tier is Tier.PROMISED
             if promised and end_s > due_s + LATE_TOLERANCE_S:
