@@ -10,7 +10,8 @@ def fits(ask: Ask, replica: Replica) -> bool:
 
     The frontier speaks of a request that arrives now; this one is `age_s` old, may ask for less
     time than its class, and stands behind prompts sent since the report. That delay D costs an
-    absolute TTFT D / (seconds per prompt token) tokens at the upper end; for any TTFT, what is
+    absolute TTFT D / (seconds per prompt token) tokens at the upper end, unless that end is the
+    model's own length and not time's; for any TTFT, what is
     left must still cover the prompt's own service time. A class that the report does not know
     yet (added live) fits as far as that goes.
     """
@@ -27,9 +28,22 @@ def fits(ask: Ask, replica: Replica) -> bool:
     if frontier is None:
         return True
     max_tokens: float = frontier.max_tokens
-    if ask.ttft.target_s is not None and per_token_s > 0.0:
+    if ask.ttft.target_s is not None and per_token_s > 0.0 and not _capped(ask, report):
         max_tokens -= delay_s / per_token_s
     return frontier.min_tokens <= ask.num_prompt_tokens <= max_tokens
+
+
+def _capped(ask: Ask, report: Report) -> bool:
+    """
+    Whether the frontier ends where the model does: then how much longer a prompt time would
+    allow is not known, and a delay can't be taken off it. Where the model's length is not known
+    either, two classes that end at the same length tell it.
+    """
+    ends = [frontier.max_tokens for frontier in report.frontier.values()]
+    end = report.frontier[ask.slo_class].max_tokens
+    if ask.max_prompt_tokens is not None and end >= ask.max_prompt_tokens - 1:
+        return True
+    return end == max(ends) and ends.count(end) > 1
 
 
 def cost_s(
