@@ -1,6 +1,7 @@
 """From a service spec to a runner, its tokenizer and its step times. Runs beside the server."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.sim import SimRunner, sim_facts
 from sloserve.engine.tokenizer import ByteTokenizer, Tokenizer
 from sloserve.perf import OnlineCorrection, Profile, load_profile, save_profile
+from sloserve.perf.fit import MAX_MAPE, MAX_P95, BadFit
 from sloserve.planner import Limits
 from sloserve.planner.lengths import LengthLaw
 from sloserve.planner.policies import make_policy
@@ -20,7 +22,7 @@ from sloserve.slo.sources import ModelSource, SourceKind, parse_source
 log = logging.getLogger(__name__)
 
 OnPhase = Callable[[str, int, int], None]
-"""Called with a phase's name, what is done and what there is in total (0: not counted)."""
+"""Called with a phase's name, bytes done and bytes in total (0: not counted)."""
 
 SIM_PROFILE = "h200"
 SIM_BLOCK_SIZE = 16
@@ -90,7 +92,12 @@ def _with_torch(
 
 
 def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
-    """The cached profile of this model on this machine, or a new one."""
+    """
+    The cached profile of this model on this machine, or a new one.
+
+    A machine too busy to measure on is measured twice; what is doubtful then still serves (the
+    online correction mends it), but is not kept.
+    """
     from sloserve.model.hardware import num_cores
     from sloserve.model.profile import cache_path, cached_profile, measure
 
@@ -102,12 +109,32 @@ def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
     )
     if cached is not None:
         return cached
-    found = measure(
-        runner,
-        model=model,
-        threads=threads,
-        on_progress=lambda done, total, what: on_phase("measuring step times", done, total),
-    )
+
+    def told(done: int, total: int, what: str) -> None:
+        on_phase(f"measuring step times, batch {done} of {total}", 0, 0)
+
+    def measured(max_mape: float, max_p95: float) -> Profile:
+        return measure(
+            runner,
+            model=model,
+            threads=threads,
+            on_progress=told,
+            max_mape=max_mape,
+            max_p95=max_p95,
+        )
+
+    try:
+        found = measured(MAX_MAPE, MAX_P95)
+    except BadFit as error:
+        log.warning("%s", error.message)
+        found = measured(math.inf, math.inf)
+        if found.mape > MAX_MAPE or found.p95 > MAX_P95:
+            log.warning(
+                "serving with doubtful step times, not kept: mape=%.3f p95=%.3f",
+                found.mape,
+                found.p95,
+            )
+            return found
     path = cache_path(hardware=facts.hardware, model=model, dtype=facts.dtype, threads=threads)
     save_profile(found, path)
     log.info("step times measured: mape=%.3f p95=%.3f kept in %s", found.mape, found.p95, path)
