@@ -98,13 +98,16 @@ def parse_annotation(line: bytes) -> tuple[int, int] | None:
         return None
 
 
-_ANNOTATION = re.compile(rb"^: n=(\d{1,9}) stage=(\d{1,3})\n", re.MULTILINE)
+_ANNOTATION = re.compile(rb"^: n=(\d{1,6}) stage=(\d{1,3})\n", re.MULTILINE)
 
 
 def split_annotations(events: bytes) -> tuple[bytes, list[tuple[int, int]]]:
     """Whole events without their annotation lines, and the (tokens, stage) those told."""
-    marks = [(int(count), int(stage)) for count, stage in _ANNOTATION.findall(events)]
-    return (_ANNOTATION.sub(b"", events) if marks else events), marks
+    parts = _ANNOTATION.split(events)  # text, then count, stage, text for every annotation
+    if len(parts) == 1:
+        return events, []
+    marks = [(int(n), int(stage)) for n, stage in zip(parts[1::3], parts[2::3], strict=True)]
+    return b"".join(parts[::3]), marks
 
 
 def stage_tokens(choices: Sequence[Sequence[int]]) -> str:

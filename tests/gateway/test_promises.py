@@ -49,6 +49,23 @@ def test_the_judge_agrees_with_the_strict_score(times_s: list[float], bank: Bank
     assert judge.mean_tpot_s == pytest.approx(scores.mean_tpot_s)
 
 
+@pytest.mark.parametrize("bank", list(Bank))
+def test_tokens_that_come_together_are_judged_like_one_by_one(bank: Bank) -> None:
+    promise = a_promise(1.0, 0.1, 0.3, bank=bank)
+    groups = [(0.4, 3, 0), (0.75, 1, 0), (0.85, 4, 1), (2.3, 2, 1), (2.35, 5, 1)]
+    for last in range(1, len(groups) + 1):
+        together = StreamJudge(promise, arrival_s=0.0)
+        alone = StreamJudge(promise, arrival_s=0.0)
+        for at_s, num_tokens, stage in groups[:last]:
+            together.emit(at_s, num_tokens=num_tokens, stage=stage)
+            for _ in range(num_tokens):
+                alone.emit(at_s, num_tokens=1, stage=stage)
+        assert together.finished(9.0) == alone.finished(9.0)
+        assert together.mean_tpot_s == alone.mean_tpot_s
+        for now_s in (0.8, 1.2, 2.0, 2.6, 4.0):
+            assert together.cancelled(now_s) == alone.cancelled(now_s)
+
+
 def test_several_choices_must_all_be_kept_each_by_its_own_clock() -> None:
     judge = StreamJudge(a_promise(), arrival_s=0.0)
     for at_s in (0.5, 0.6, 0.7):

@@ -33,7 +33,9 @@ def test_however_the_bytes_are_cut_events_and_tokens_are_the_same(
         assert events == b"" or events.endswith(b"\n\n")
     plain = "".join(f'data: {{"t":"{text}"}}\n\n' for text in texts) + "data: [DONE]\n\n"
     assert out == plain.encode()
-    assert marks == [(n, s, 0) for _, n, s in tokens]
+    told = [stage for n, stage, _ in marks for _ in range(n)]
+    assert told == [stage for _, n, stage in tokens for _ in range(n)]
+    assert all(choice == 0 for _, _, choice in marks)
     assert stripper.done
     assert not stripper.failed
 

@@ -188,9 +188,10 @@ class Exchange:
         sent_s: float,
     ) -> bool:
         core, ticket, headers = self._core, self.ticket, response.headers
-        core.replicas.heard_header(upstream, headers.get(REPORT))
-        ticket.replica = upstream.replica
         decision = _decision(headers.get(SLO_DECISION))
+        told = headers.get(REPORT)
+        core.replicas.heard_header(upstream, told, declined=response.status != 200)
+        ticket.replica = upstream.replica
         if response.status == 200 or decision is Decision.DECLINED:
             core.state.asked(declined=decision is Decision.DECLINED)
         if response.status == 503 or (decision is Decision.DECLINED and not last_hop):

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -95,8 +96,19 @@ async def _main(
                 url_of(public, tls=tls[0] is not None),
                 url_of(inside),
             )
+            _spare_the_collector()
             await _serve_public(core, listener, stop)
     return stop.exit_code
+
+
+def _spare_the_collector() -> None:
+    """
+    What is there at the start stays: a full collection would stop every stream for tens of
+    milliseconds to look at modules.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 async def _serve_public(core: Core, listener: Listener, stop: Stop) -> None:

@@ -55,19 +55,16 @@ class StreamJudge:
         deadlines = self._choices.get(choice)
         if num_tokens <= 0:
             return
+        left = num_tokens
         if deadlines is None:
             deadlines = TokenDeadlines(self._promise, arrival_s=self.arrival_s)
             self._choices[choice] = deadlines
-            if not deadlines.emit(at_s, stage=stage):
-                self._ttft_kept = False
+            self._ttft_kept = deadlines.emit(at_s, stage=stage) and self._ttft_kept
             if self.first_s is None:
                 self.first_s = at_s
-            left = num_tokens - 1
-        else:
-            left = num_tokens
-        for _ in range(left):
-            if not deadlines.emit(at_s, stage=stage):
-                self._tpot_kept = False
+            left -= 1
+        if left:
+            self._tpot_kept = deadlines.emit_many(at_s, left, stage=stage) and self._tpot_kept
         self.last_s = at_s
         self.num_tokens += num_tokens
 

@@ -18,10 +18,23 @@ from sloserve.gateway.promise import MISSED, NOT_COUNTED
 from sloserve.gateway.reply import Receive, Scope, Send, explanation, refuse
 from sloserve.gateway.ticket import Ticket
 from sloserve.http.errors import Refusal, TooLarge, refusal
-from sloserve.http.offers import resolve_offer
+from sloserve.http.offers import ResolvedOffer, resolve_offer
 from sloserve.routing import prefix_keys
 from sloserve.slo.service import ServiceSpec
-from sloserve.wire import ANNOTATE, PROMISE, REQUEST_ID, SESSION_ID, offer_to_json
+from sloserve.wire import (
+    ANNOTATE,
+    PROMISE,
+    REQUEST_ID,
+    SESSION_ID,
+    SLO_CLASS,
+    SLO_CLASS_ALIASES,
+    SLO_STAGE,
+    SLO_TPOT_MS,
+    SLO_TPOT_MS_ALIASES,
+    SLO_TTFT_MS,
+    SLO_TTFT_MS_ALIASES,
+    offer_to_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +43,14 @@ COMPLETIONS = "/v1/completions"
 PATHS = (CHAT, COMPLETIONS)
 FORWARDED = ("content-type", "user-agent", SESSION_ID, "traceparent", "tracestate")
 """The client's headers that a replica sees, beside the promise; all others stay here."""
+OFFER_HEADERS = (
+    *(SLO_CLASS, *SLO_CLASS_ALIASES),
+    *(SLO_TTFT_MS, *SLO_TTFT_MS_ALIASES),
+    *(SLO_TPOT_MS, *SLO_TPOT_MS_ALIASES),
+    SLO_STAGE,
+)
+"""All that `resolve_offer` reads."""
+MAX_KINDS = 256
 MAX_ID_CHARS = 128
 
 
@@ -42,6 +63,8 @@ class Proxy:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._resolved: dict[tuple[str | None, ...], tuple[ResolvedOffer, str]] = {}
+        self._resolved_for = core.spec
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -92,11 +115,11 @@ class Proxy:
         model = core.spec.model.served_name if seen.model is None else seen.model
         key.check_model(model)
         _check_served(core.spec, model)
-        resolved = resolve_offer(core.spec, headers, key.class_default(core.spec.default_class))
+        resolved, promise = self._resolve(headers, key)
         key.check_class(resolved.offer.slo_class)
         forwarded = {name: headers[name] for name in FORWARDED if name in headers}
         forwarded[REQUEST_ID] = request_id
-        forwarded[PROMISE] = offer_to_json(resolved.offer)
+        forwarded[PROMISE] = promise
         forwarded[ANNOTATE] = "1"
         ratio = core.state.tokens_per_char.ratio
         return Ticket(
@@ -110,6 +133,22 @@ class Proxy:
             num_prompt=max(1, seen.num_ids + round(len(seen.text) * ratio)),
             prefixes=prefix_keys(seen.text, tokens_per_char=ratio),
         )
+
+    def _resolve(self, headers: Mapping[str, str], key: Key) -> tuple[ResolvedOffer, str]:
+        """The offer, and the header that carries it; requests of one kind share both."""
+        spec = self._core.spec
+        if spec is not self._resolved_for:
+            self._resolved_for = spec
+            self._resolved.clear()
+        default_class = key.class_default(spec.default_class)
+        kind = (default_class, *map(headers.get, OFFER_HEADERS))
+        found = self._resolved.get(kind)
+        if found is None:
+            resolved = resolve_offer(spec, headers, default_class)
+            found = (resolved, offer_to_json(resolved.offer))
+            if len(self._resolved) < MAX_KINDS:
+                self._resolved[kind] = found
+        return found
 
     async def _serve(self, ticket: Ticket, receive: Receive, send: Send) -> None:
         try:

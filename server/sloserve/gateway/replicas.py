@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.15
 POLL_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
+HEADER_S = 0.03
 LOST_S = 10.0
 """A replica silent for so long is gone (a lost node sends no reset): its requests are too."""
 UNKNOWN = "unknown"
@@ -178,9 +179,14 @@ class Replicas:
         upstream.heard(report, self._clock())
         self._changed()
 
-    def heard_header(self, upstream: Upstream, text: str | None) -> None:
-        """The report in an answer's header, if there is a good one."""
-        if text:
+    def heard_header(self, upstream: Upstream, text: str | None, *, declined: bool) -> None:
+        """
+        The report in an answer's header, if there is a good one.
+
+        One that is hardly newer than the last is not worth parsing, except after a decline.
+        """
+        due = declined or self._clock() - upstream.report_s > HEADER_S
+        if text and due:
             with contextlib.suppress(BadInput):
                 self.heard(upstream, reports.from_header(text))
 

@@ -60,7 +60,20 @@ class Stripper:
         self.last = events
         if self._several and pairs:
             return events, _with_choices(data)
-        return events, [(count, stage, 0) for count, stage in pairs]
+        return events, _together(pairs)
+
+
+def _together(pairs: list[tuple[int, int]]) -> list[Mark]:
+    """Tokens of one stage in a row, as one mark: they came at the same time."""
+    if len(pairs) == 1:
+        return [(*pairs[0], 0)]
+    marks: list[Mark] = []
+    for count, stage in pairs:
+        if marks and marks[-1][1] == stage:
+            marks[-1] = (marks[-1][0] + count, stage, 0)
+        else:
+            marks.append((count, stage, 0))
+    return marks
 
 
 def _with_choices(data: bytes) -> list[Mark]:

@@ -64,6 +64,20 @@ class TokenDeadlines:
         self.stage = stage if next_stage is None else next_stage
         return in_time
 
+    def emit_many(self, at_s: float, count: int, *, stage: int = 0) -> bool:
+        """
+        Account `count` (>= 1) tokens of one stage that all appeared at `at_s`; True if in time.
+
+        Due times only rise, so tokens that come together are in time if the first of them is.
+        """
+        in_time = self.emit(at_s, stage=stage)
+        if count > 1:
+            in_time = at_s <= self.due_s and in_time
+            self.kept = self.kept and in_time
+            self._anchor_s += (count - 1) * self.promise.tpot_s(stage)
+            self.num_tokens += count - 1
+        return in_time
+
 
 def answer_due_s(promise: Promise, *, arrival_s: float, stages: list[int]) -> float:
     """
