@@ -79,6 +79,22 @@ def test_a_machine_too_noisy_to_measure_is_refused() -> None:
         measure(runner, model="m", threads=2, clock=runner.clock.now_s)
 
 
+def test_a_busy_moment_is_measured_again() -> None:
+    class BusyAtFirst(Recording):
+        """Every third of the first 200 steps takes ten times as long."""
+
+        def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
+            start_s = self.clock.now_s()
+            sampled = super().step(rows)
+            if len(self.steps) < 200 and len(self.steps) // 6 % 3 == 0:
+                self.clock.sleep_until(start_s + 10 * (self.clock.now_s() - start_s))
+            return sampled
+
+    runner = BusyAtFirst()
+    profile = measure(runner, model="m", threads=2, clock=runner.clock.now_s)
+    assert profile.mape < 0.01
+
+
 def test_rows_are_what_the_loop_would_send_and_share_no_block() -> None:
     runner = Recording()
     measure_samples(runner, grid=QUICK, clock=runner.clock.now_s)

@@ -21,8 +21,9 @@ from pathlib import Path
 from sloserve.engine.runner import ModelFacts, Runner, StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput, SloserveError
-from sloserve.perf import Profile, Sample, fit, load_profile, sample_of
+from sloserve.perf import BadFit, Profile, Sample, fit, load_profile, sample_of
 from sloserve.perf.fit import MAX_MAPE, MAX_P95
+from sloserve.slo.service import ModelSpec
 
 MIN_BATCHES = 12
 
@@ -130,13 +131,22 @@ def measure(
 
     Overwrites the runner's KV memory: nothing else may run on it. `clock` is the one that the
     runner's steps take time on; `sampling` is what rows ask for (default: the runner's own
-    defaults, as most requests do). Raises BadFit when steps follow no model, BadInput when too
-    few batches fit this model's memory.
+    defaults, as most requests do). A first bad fit may be a busy moment: everything is measured
+    once more, and the quicker of both counts. Raises BadFit when steps follow no model even so,
+    BadInput when too few batches fit this model's memory.
     """
-    samples = list(
-        measure_samples(runner, grid=grid, sampling=sampling, on_progress=on_progress, clock=clock)
-    )
-    found = fit(samples, max_mape=max_mape, max_p95=max_p95)
+
+    def samples() -> list[Sample]:
+        return measure_samples(
+            runner, grid=grid, sampling=sampling, on_progress=on_progress, clock=clock
+        )
+
+    timed = samples()
+    try:
+        found = fit(timed, max_mape=max_mape, max_p95=max_p95)
+    except BadFit:
+        timed = _quicker(timed, samples())
+        found = fit(timed, max_mape=max_mape, max_p95=max_p95)
     facts = runner.facts
     return Profile(
         hardware=facts.hardware,
@@ -149,7 +159,7 @@ def measure(
         p95=found.p95,
         by_kind=found.by_kind,
         source=f"measured by sloserve {importlib.metadata.version('sloserve')}, "
-        f"{len(samples)} batches",
+        f"{len(timed)} batches",
         kv_tokens=facts.num_blocks * facts.block_size,
         kv_bytes_per_token=facts.kv_bytes_per_token,
     )
@@ -191,6 +201,16 @@ def measure_samples(
             break
     on_progress(len(wanted), len(wanted), "")
     return samples
+
+
+def _quicker(first: list[Sample], second: list[Sample]) -> list[Sample]:
+    """Of the batches in both lists, the shorter times; those in one list as they are."""
+    best: dict[tuple[int, float, float], Sample] = {}
+    for sample in (*first, *second):
+        key = (sample.num_tokens, sample.context, sample.pairs)
+        if key not in best or sample.time_s < best[key].time_s:
+            best[key] = sample
+    return list(best.values())
 
 
 def _spread(items: list[Shape]) -> list[Shape]:
@@ -239,6 +259,11 @@ def _rows(shape: Shape, *, facts: ModelFacts, sampling: SamplingParams) -> list[
         )
         next_block += num_blocks
     return rows
+
+
+def model_key(model: ModelSpec) -> str:
+    """The model as profiles name it: source and revision."""
+    return f"{model.source}@{model.revision}"
 
 
 def cache_folder() -> Path:

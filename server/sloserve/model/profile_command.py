@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 from rich.console import Console
 from rich.progress import Progress
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from sloserve.errors import BadInput, NotFound
 from sloserve.model.load import load_runner
-from sloserve.model.profile import FULL, QUICK, OnProgress, cache_path, measure
+from sloserve.model.profile import FULL, QUICK, OnProgress, cache_path, measure, model_key
 from sloserve.model.sources import resolve_source
 from sloserve.perf import Profile, save_profile
 from sloserve.slo.flags import with_flags
@@ -54,14 +55,14 @@ def profile_model(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         profile = measure(
             runner,
-            model=spec.model.source,
+            model=model_key(spec.model),
             threads=threads,
             grid=FULL if full else QUICK,
             on_progress=_shown(progress),
         )
     runner.close()
     target = output or cache_path(
-        hardware=facts.hardware, model=spec.model.source, dtype=facts.dtype, threads=threads
+        hardware=facts.hardware, model=profile.model, dtype=facts.dtype, threads=threads
     )
     save_profile(profile, target)
     return profile, target
@@ -69,8 +70,6 @@ def profile_model(
 
 def num_threads(device: str) -> int:
     """Compute threads as a profile counts them: torch's on a CPU, 0 elsewhere."""
-    import torch
-
     return torch.get_num_threads() if device == "cpu" else 0
 
 
