@@ -90,7 +90,9 @@ MANDATORY = ("llama", "qwen2", "opt")
 
 def a_config(family: str) -> PreTrainedConfig:
     kind, changes = FAMILIES[family]
-    return CONFIG_MAPPING[kind](**{**SIZES, **changes})
+    build: Any = CONFIG_MAPPING[kind]
+    config: PreTrainedConfig = build(**{**SIZES, **changes})
+    return config
 
 
 def prompts(*lengths: int) -> list[list[int]]:

@@ -136,13 +136,13 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
                 keep += range(first[i], first[i] + count)
     lengths = [rows[i].start + 1 for i in single]
 
-    sizes = (len(ids), len(ids), len(ids), len(keep), len(lengths), len(pages))
+    sizes = [len(ids), len(ids), len(ids), len(keep), len(lengths), len(pages)]
     flat = torch.frombuffer(
         array("q", ids + positions + slots + keep + lengths + pages), dtype=torch.int64
     )
     if device.type != "cpu":
         flat = flat.to(device, non_blocking=True)
-    t_ids, t_positions, t_slots, t_keep, t_lengths, t_pages = flat.split(sizes)
+    t_ids, t_positions, t_slots, t_keep, t_lengths, t_pages = torch.split(flat, sizes)
 
     decodes: list[Decodes] = []
     chunks: list[Chunk] = []

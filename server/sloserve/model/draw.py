@@ -67,24 +67,27 @@ def _least_kept(weights: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
     """
     The smallest weight that top-k and then top-p keep, per row; ties with it stay.
 
-    top-p keeps the fewest largest weights whose sum reaches p of what top-k left.
+    top-p keeps the fewest largest weights whose sum reaches p of what top-k left. Sorting a whole
+    vocabulary is the cost here, so only weights that can be kept at all are sorted.
     """
-    size = weights.shape[1]
-    ascending = _sorted(weights)
-    device = weights.device
-    top_k = [min(s.top_k, size) if s.top_k > 0 else size for s in sampling]
-    if min(top_k) < size:
-        dropped = torch.tensor([size - k for k in top_k], device=device)[:, None]
-        kth = ascending.gather(1, dropped)
-        ascending = ascending * (ascending >= kth)
-    below = ascending.double().cumsum(-1)
-    share = torch.tensor([1 - s.top_p for s in sampling], dtype=torch.float64, device=device)
-    removed = (below <= share[:, None] * below[:, -1:]).sum(-1, keepdim=True)
-    return ascending.gather(1, removed.clamp_max(size - 1))[:, 0]
+    least = [
+        _least_kept_of(row, s.top_k, s.top_p)
+        for row, s in zip(weights.cpu().numpy(), sampling, strict=True)
+    ]
+    return torch.tensor(least, dtype=weights.dtype, device=weights.device)
 
 
-def _sorted(weights: Tensor) -> Tensor:
-    """Rows in ascending order; numpy's sort is several times faster than torch's on CPU."""
-    if weights.device.type == "cpu":
-        return torch.from_numpy(np.sort(weights.numpy(), axis=-1))
-    return weights.sort(-1).values
+def _least_kept_of(weights: NDArray[np.float32], top_k: int, top_p: float) -> float:
+    size = len(weights)
+    if 0 < top_k < size:
+        weights = np.partition(weights, size - top_k)[size - top_k :]
+    elif top_p < 1.0:
+        # weights of (1 - p) / V and below have no more than 1 - p together: none is kept
+        weights = weights[weights > (1.0 - top_p) / size * 0.999]
+    ascending = np.sort(weights)
+    if top_p >= 1.0:
+        return float(ascending[0])
+    total = 1.0 if top_k == 0 or top_k >= size else float(ascending.sum(dtype=np.float64))
+    above = ascending[::-1].cumsum(dtype=np.float64)
+    kept = min(int(np.searchsorted(above, top_p * total)) + 1, len(ascending))
+    return float(ascending[-kept])

@@ -1,5 +1,6 @@
 """Which tokens a request has seen, for the penalties."""
 
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -10,33 +11,63 @@ from sloserve.engine.sampling import SamplingParams
 
 class History:
     """
-    How often the output holds each token of one request (0: only the prompt has it).
+    The distinct tokens of one request, and how often its output holds each (0: the prompt has it).
 
-    Costs O(new tokens) a step to keep and O(distinct tokens) to apply.
+    Grows with the request: O(new tokens) a step.
     """
 
+    __slots__ = ("_at", "_num_prompt", "_num_read", "counts", "ids")
+
     def __init__(self, num_prompt: int) -> None:
+        self.ids = array("q")
+        self.counts = array("f")
         self._num_prompt = num_prompt
-        self._num_seen = 0
-        self._counts: dict[int, int] = {}
+        self._num_read = 0
+        self._at: dict[int, int] = {}
 
-    def penalise(self, logits: Tensor, tokens: Sequence[int], sampling: SamplingParams) -> None:
-        """
-        Apply the penalties to one row of logits `(vocabulary,)`, in place.
-
-        Repetition counts prompt and output (it divides a positive logit and multiplies a
-        negative one); presence and frequency count the output alone.
-        """
-        for position in range(self._num_seen, len(tokens)):
+    def read(self, tokens: Sequence[int]) -> None:
+        """Take in what was added to `tokens` since the last call."""
+        for position in range(self._num_read, len(tokens)):
             token = tokens[position]
-            emitted = position >= self._num_prompt
-            self._counts[token] = self._counts.get(token, 0) + emitted
-        self._num_seen = len(tokens)
-        ids = torch.tensor(list(self._counts), device=logits.device)
-        counts = torch.tensor(list(self._counts.values()), dtype=logits.dtype, device=logits.device)
-        seen = logits[ids]
-        if sampling.repetition_penalty != 1.0:
-            penalty = sampling.repetition_penalty
-            seen = torch.where(seen > 0, seen / penalty, seen * penalty)
-        seen -= sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)
-        logits[ids] = seen
+            at = self._at.get(token)
+            if at is None:
+                at = self._at[token] = len(self.ids)
+                self.ids.append(token)
+                self.counts.append(0.0)
+            if position >= self._num_prompt:
+                self.counts[at] += 1.0
+        self._num_read = len(tokens)
+
+
+def penalise(
+    logits: Tensor,
+    rows: Sequence[int],
+    histories: Sequence[History],
+    sampling: Sequence[SamplingParams],
+) -> None:
+    """
+    Apply the penalties to rows of logits `(n, vocabulary)`, in place; only tokens seen change.
+
+    Repetition counts prompt and output (it divides a positive logit and multiplies a negative
+    one); presence and frequency count the output alone.
+    """
+    device = logits.device
+    sizes = torch.tensor([len(h.ids) for h in histories])
+    ids, counts = array("q"), array("f")
+    for history in histories:
+        ids += history.ids
+        counts += history.counts
+    at = torch.tensor(rows).repeat_interleave(sizes).to(device)
+    tokens = torch.frombuffer(ids, dtype=torch.int64).to(device)
+    emitted = torch.frombuffer(counts, dtype=torch.float32).to(device)
+    repetition, presence, frequency = (
+        torch.tensor(values).repeat_interleave(sizes).to(device)
+        for values in (
+            [s.repetition_penalty for s in sampling],
+            [s.presence_penalty for s in sampling],
+            [s.frequency_penalty for s in sampling],
+        )
+    )
+    seen = logits[at, tokens]
+    seen = torch.where(seen > 0, seen / repetition, seen * repetition)
+    logits[at, tokens] = seen - frequency * emitted - presence * (emitted > 0)

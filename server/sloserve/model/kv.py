@@ -47,17 +47,20 @@ def num_blocks_for(
         raise BadInput(
             f"no memory for the KV cache: one request of {max_model_len} tokens needs {needed} "
             f"blocks x {block_size} tokens x {per_token} bytes = "
-            f"{megabytes(needed * block_size * per_token)}, but there are "
-            f"{megabytes(max(budget_bytes, 0))} ({budget_note}). Give the cache more memory "
+            f"{readable(needed * block_size * per_token)}, but there are "
+            f"{readable(max(budget_bytes, 0))} ({budget_note}). Give the cache more memory "
             f"(engine.kvCache.size or memoryFraction), or lower model.maxModelLen",
             field="engine.kvCache",
         )
     return num_blocks
 
 
-def megabytes(num_bytes: int) -> str:
+def readable(num_bytes: int) -> str:
     """A size as a person reads it."""
-    return f"{num_bytes / 2**20:,.1f} MiB"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 2**10:.1f} KiB"
 
 
 class KvCache:
@@ -92,7 +95,7 @@ class KvCache:
             size = num_blocks * block_size * bytes_per_token(layers, dtype)
             raise BadInput(
                 f"no memory for the KV cache: {num_blocks} blocks x {block_size} tokens x "
-                f"{bytes_per_token(layers, dtype)} bytes = {megabytes(size)} could not be "
+                f"{bytes_per_token(layers, dtype)} bytes = {readable(size)} could not be "
                 f"allocated on {device}; lower engine.kvCache.size or memoryFraction",
                 field="engine.kvCache",
             ) from error

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -16,7 +18,7 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput
 from sloserve.model import hardware
 from sloserve.model.attention import NAME
-from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, megabytes, num_blocks_for
+from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for, readable
 from sloserve.model.linear import can_pack, pack_linears
 from sloserve.model.runner import TorchRunner
 from sloserve.model.selftest import Mismatch, check, reference
@@ -102,19 +104,26 @@ def _load(
     num_bytes: int,
 ) -> _Loaded:
     on_phase("loading weights", 0, num_bytes)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        network = AutoModelForCausalLM.from_pretrained(
+        answer = AutoModelForCausalLM.from_pretrained(
             path,
+            output_loading_info=True,
             dtype=dtype,
             attn_implementation="eager",
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
         )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"{path} can't be loaded: {error}", field="model.source") from error
-    network.eval().requires_grad_(False).to(device)
+    network, notes = cast("tuple[PreTrainedModel, dict[str, set[str]]]", answer)
+    if lost := sorted(notes["missing_keys"]):  # transformers would leave them random
+        raise BadInput(
+            f"{path} lacks {len(lost)} of the model's weights, among them {lost[0]}",
+            field="model.source",
+        )
+    network.train(False).requires_grad_(False).to(device)
     on_phase("loading weights", num_bytes, num_bytes)
     on_phase("testing the model", 0, 0)
     shapes = layer_shapes(network, max_model_len=max_model_len)
@@ -174,7 +183,7 @@ def _runner(
         facts.hardware,
         num_blocks,
         BLOCK_SIZE,
-        megabytes(num_blocks * BLOCK_SIZE * per_token),
+        readable(num_blocks * BLOCK_SIZE * per_token),
         loaded.worst,
     )
     return TorchRunner(
@@ -201,9 +210,12 @@ def _read_config(path: Path) -> PreTrainedConfig:
             field="model.source",
         )
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            path, trust_remote_code=False, local_files_only=True
+        )
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise BadInput(f"{path}/config.json: {error}", field="model.source") from error
+    return config
 
 
 def _model_len(config: PreTrainedConfig, asked: int | None) -> int:
@@ -271,8 +283,8 @@ def _kv_budget(engine: EngineSpec, device: torch.device) -> tuple[int, str]:
     total, used = hardware.memory_bytes(device), hardware.used_bytes(device)
     budget = int(engine.kv_memory_fraction * total) - used
     return budget, (
-        f"memoryFraction {engine.kv_memory_fraction:g} x {megabytes(total)} of {device.type} "
-        f"memory - {megabytes(used)} in use"
+        f"memoryFraction {engine.kv_memory_fraction:g} x {readable(total)} of {device.type} "
+        f"memory - {readable(used)} in use"
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sloserve.engine.runner import Logprobs, Sampled, StepRow
 from sloserve.model.chance import seed_state, uniforms
 from sloserve.model.draw import draw_tokens
-from sloserve.model.history import History
+from sloserve.model.history import History, penalise
 
 
 class _Known:
@@ -97,10 +97,16 @@ class Sampler:
     @staticmethod
     def _adjust(logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known]) -> None:
         """Penalties, bias and minimum length, in place. Sparse: only the tokens concerned."""
+        seen: list[tuple[int, History]] = []
+        for i, (row, k) in enumerate(zip(rows, known, strict=True)):
+            if k.history is not None:
+                k.history.read(row.tokens)
+                seen.append((i, k.history))
+        if seen:
+            at, histories = zip(*seen, strict=True)
+            penalise(logits, at, histories, [rows[i].sampling for i in at])
         for i, (row, k) in enumerate(zip(rows, known, strict=True)):
             sampling = row.sampling
-            if k.history is not None:
-                k.history.penalise(logits[i], row.tokens, sampling)
             if sampling.logit_bias:
                 ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
                 bias = list(sampling.logit_bias.values())
