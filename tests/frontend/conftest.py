@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -178,6 +179,7 @@ def _in_a_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> 
 @contextlib.contextmanager
 def _unready(spec: ServiceSpec) -> Iterator[Running]:
     sock = serve.bind("127.0.0.1", 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)  # a slow reader is felt soon
     replica = Replica(spec, name="r0")
     runner = Capitals(sim_facts(max_model_len=512, block_size=4, num_blocks=512))
     scheduler = _scheduler(spec, runner.facts)

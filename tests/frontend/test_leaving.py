@@ -1,6 +1,7 @@
 """Clients that go away, and what is left of their requests."""
 
 import asyncio
+import socket
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ import openai
 
 
 def test_a_client_that_hangs_up_in_a_stream_frees_its_blocks(running: Any) -> None:
-    running.runner.step_s = 0.005
+    running.runner.step_s = 0.02
     body = {"prompt": "abc", "max_tokens": 400, "stream": True}
     with running.client.stream("POST", "/v1/completions", json=body) as answer:
         next(answer.iter_lines())
@@ -20,7 +21,7 @@ def test_a_client_that_hangs_up_in_a_stream_frees_its_blocks(running: Any) -> No
 
 
 def test_a_client_that_hangs_up_before_its_answer_frees_its_blocks(running: Any) -> None:
-    running.runner.step_s = 0.005
+    running.runner.step_s = 0.02
     body = {"prompt": "abc", "max_tokens": 400, "n": 3}
     with httpx.Client(base_url=running.url, timeout=0.1) as client:
         try:
@@ -34,7 +35,7 @@ def test_a_client_that_hangs_up_before_its_answer_frees_its_blocks(running: Any)
 
 
 def test_a_task_that_is_cancelled_closes_its_stream(running: Any) -> None:
-    running.runner.step_s = 0.005
+    running.runner.step_s = 0.02
 
     async def main() -> None:
         async with openai.AsyncOpenAI(base_url=f"{running.url}/v1", api_key="x") as client:
@@ -63,7 +64,7 @@ def test_the_others_go_on_when_one_leaves(running: Any) -> None:
 
 
 def test_a_cancel_is_counted_and_not_an_error(running: Any) -> None:
-    running.runner.step_s = 0.005
+    running.runner.step_s = 0.02
     body = {"prompt": "abc", "max_tokens": 400, "stream": True}
     with running.client.stream("POST", "/v1/completions", json=body) as answer:
         next(answer.iter_lines())
@@ -91,3 +92,20 @@ def test_the_time_to_the_socket_reaches_the_planner(running: Any) -> None:
     running.wait_for(lambda: running.scheduler.way_out_s > 0)
     assert running.scheduler.way_out_s < began_s
     assert running.metric("sloserve_emission_lag_seconds") == running.scheduler.way_out_s
+
+
+def test_a_client_that_stops_reading_does_not_look_like_a_slow_way_out(running: Any) -> None:
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    body = b'{"prompt":"abc","max_tokens":400,"stream":true,"n":4,"logprobs":1}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.connect((host, int(port)))
+        sock.sendall(head + body)
+        time.sleep(1.5)
+        total = 0
+        while b"[DONE]" not in (data := sock.recv(65536)):
+            total += len(data)
+    assert total > 300_000
+    running.post("/v1/completions", json={"prompt": "abc", "max_tokens": 100, "stream": True})
+    assert running.scheduler.way_out_s < 0.5

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 SLOW_READER_S = 60.0
 """A client that takes nothing for this long is cut off."""
 WATCH_S = 5.0
+BLOCKED_S = 0.1
+"""A write that takes longer waited for its reader."""
 
 
 class Answering(Response):
@@ -50,6 +52,7 @@ class Answering(Response):
         self._tell_gateway = tell_gateway
         self._started = False
         self._sending_since_s: float | None = None
+        self._read_again_s = 0.0
         self._send: Send
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,9 +109,22 @@ class Answering(Response):
                 continue
             if not self._started:
                 await self._start(200, {"content-type": sse.CONTENT_TYPE, **sse.HEADERS})
-            await self._body(data, more=not choices.all_done)
-            self._way_out.took(self._replica.clock() - item.emitted_s)
+            await self._event(data, item.emitted_s)
         return True
+
+    async def _event(self, data: bytes, emitted_s: float) -> None:
+        """
+        Write an event and tell how long it took to get here. What was emitted while this client
+        did not read says nothing about the others.
+        """
+        clock = self._replica.clock
+        before_s = clock()
+        if emitted_s >= self._read_again_s:
+            self._way_out.took(before_s - emitted_s, now_s=before_s)
+        await self._body(data, more=not self._choices.all_done)
+        after_s = clock()
+        if after_s - before_s > BLOCKED_S:
+            self._read_again_s = after_s
 
     async def _collect(self) -> bool:
         """Send the whole answer at its end."""

@@ -36,6 +36,7 @@ def create_app(replica: Replica) -> FastAPI:
     declare_classes(replica.spec, exporter)
     replica.on_apply(lambda spec: declare_classes(spec, exporter))
     generations = Generations(replica, exporter)
+    app.state.way_out = generations.way_out
     app.state.figures = Figures(replica, exporter, emission_lag_s=lambda: generations.way_out.p99_s)
     _generation_routes(app, generations)
     _model_routes(app, replica)

@@ -20,7 +20,8 @@ from sloserve.errors import BadInput, Failed
 from sloserve.frontend.app import create_app
 from sloserve.frontend.figures import NO_CLASS, Figures
 from sloserve.frontend.loading import Loaded, is_simulated, load, make_scheduler
-from sloserve.frontend.replica import Progress, Replica, Served
+from sloserve.frontend.replica import Clock, Progress, Replica, Served
+from sloserve.frontend.wayout import WayOut
 from sloserve.http import serve
 from sloserve.http.config import load_manifest
 from sloserve.http.watch import Watched
@@ -80,7 +81,9 @@ async def _run(
     engine = EngineClient(service=replica.spec.name, replica=replica.name)
     async with serve.serving([serve.Listener(app, sock)], grace_s=FLUSH_S), _engine_life(engine):
         tasks = [asyncio.create_task(_start(replica, engine, args))]
-        tasks.append(asyncio.create_task(_pump(app.state.figures)))
+        tasks.append(
+            asyncio.create_task(_pump(app.state.figures, app.state.way_out, replica.clock))
+        )
         if watched is not None:
             tasks.append(asyncio.create_task(watched.follow(lambda s: _apply(replica, s))))
         asked = asyncio.create_task(stop.asked.wait())
@@ -183,10 +186,11 @@ async def _first_answer(engine: EngineClient, loaded: Loaded) -> None:
             raise Failed(f"the first answer failed: {event.message}")
 
 
-async def _pump(figures: Figures) -> None:
+async def _pump(figures: Figures, way_out: WayOut, clock: Clock) -> None:
     while True:
         await asyncio.sleep(PUMP_S)
         figures.pump()
+        way_out.settle(clock())
 
 
 def _apply(replica: Replica, spec: ServiceSpec) -> None:

@@ -1,30 +1,48 @@
 """How long a token takes from the engine's emission to the client's socket."""
 
+import math
+from collections import deque
 from collections.abc import Callable
 
-WINDOW = 1024
-"""Tokens whose time is remembered."""
+NUM_TOKENS = 1024
+"""The latest tokens that count."""
+WINDOW_S = 10.0
+"""And only so long: a hiccup must not make the planner timid for ever."""
 EVERY = 64
-"""Tokens between two reports: the planner subtracts this from every deadline."""
+"""Tokens between two words to the planner, which subtracts the figure from every deadline."""
+IDLE_FACTOR = 0.5
+"""Without any token the figure shrinks by this at every `settle`."""
 
 
 class WayOut:
-    """A sliding p99, told to `tell` every 64 tokens. Seconds."""
+    """A p99 over a sliding window, told to `tell`. Seconds, on the engine's clock."""
 
     def __init__(self, tell: Callable[[float], None]) -> None:
         self._tell = tell
-        self._times_s: list[float] = []
-        self._at = 0
+        self._tokens: deque[tuple[float, float]] = deque(maxlen=NUM_TOKENS)  # (when, lag)
+        self._num_new = 0
         self.p99_s = 0.0
 
-    def took(self, lag_s: float) -> None:
-        """One token's time from emission to the end of its write."""
-        if len(self._times_s) < WINDOW:
-            self._times_s.append(lag_s)
+    def took(self, lag_s: float, *, now_s: float) -> None:
+        """One token was written `lag_s` after its emission."""
+        self._tokens.append((now_s, lag_s))
+        self._num_new += 1
+        if self._num_new >= EVERY:
+            self.settle(now_s)
+
+    def settle(self, now_s: float) -> None:
+        """
+        Renew the figure; also called about once a second, so that it falls when nothing flows.
+
+        Otherwise a large figure could decline every request, and never be measured again.
+        """
+        self._num_new = 0
+        tokens = self._tokens
+        while tokens and tokens[0][0] < now_s - WINDOW_S:
+            tokens.popleft()
+        if tokens:
+            lags_s = sorted(lag_s for _, lag_s in tokens)
+            self.p99_s = max(0.0, lags_s[math.ceil(0.99 * len(lags_s)) - 1])
         else:
-            self._times_s[self._at % WINDOW] = lag_s
-        self._at += 1
-        if self._at % EVERY == 0:
-            ordered = sorted(self._times_s)
-            self.p99_s = max(0.0, ordered[int(0.99 * (len(ordered) - 1))])
-            self._tell(self.p99_s)
+            self.p99_s *= IDLE_FACTOR
+        self._tell(self.p99_s)

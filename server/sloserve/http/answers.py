@@ -1,13 +1,15 @@
 """
 The answers that OpenAI clients expect, as JSON bytes: whole answers, chunks, usage.
 
-Dicts and `json.dumps`: pydantic costs several times as much per token.
+Dicts and `json.dumps`; the chunk that comes with nearly every token is put together from ready
+pieces, because encoding it whole takes several times as long.
 """
 
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from typing import Any
 
 Json = dict[str, Any]
@@ -67,6 +69,10 @@ class Answers:
         self._created = int(time.time())
         self._model = model
         self._greeted: set[int] = set()
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        self._chunk_head = encode(self._head(kind))[:-1] + b',"choices":['
+        self._plain = '{"index":%d,"delta":{"content":%s}' if chat else '{"index":%d,"text":%s'
+        self._plain += ',"logprobs":null,"finish_reason":null}'
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> bytes:
         """The answer that is not streamed."""
@@ -79,19 +85,22 @@ class Answers:
         One streamed part. `usage_field`: OpenAI sends `usage: null` in every chunk of a stream
         that will end with usage.
         """
-        part = self._chat_delta(choice) if self.chat else self._completion(choice)
-        return self._chunk([part], usage, usage_field=usage_field)
+        is_plain = choice.logprobs is None and choice.finish_reason is None
+        if is_plain and (not self.chat or choice.index in self._greeted):
+            text = self._plain % (choice.index, encode_basestring(choice.text))
+            part = text.encode("utf-8", "replace")
+        else:
+            part = encode(self._chat_delta(choice) if self.chat else self._completion(choice))
+        tail = b"]}"
+        if usage is not None:
+            tail = b'],"usage":' + encode(usage.json()) + b"}"
+        elif usage_field:
+            tail = b'],"usage":null}'
+        return self._chunk_head + part + tail
 
     def usage(self, usage: Usage) -> bytes:
         """The last chunk: no choices, the usage."""
-        return self._chunk([], usage, usage_field=True)
-
-    def _chunk(self, parts: list[Json], usage: Usage | None, *, usage_field: bool) -> bytes:
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        body: Json = {**self._head(kind), "choices": parts}
-        if usage is not None or usage_field:
-            body["usage"] = None if usage is None else usage.json()
-        return encode(body)
+        return self._chunk_head + b'],"usage":' + encode(usage.json()) + b"}"
 
     def _head(self, kind: str) -> Json:
         return {"id": self.id, "object": kind, "created": self._created, "model": self._model}
