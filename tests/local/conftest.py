@@ -130,6 +130,17 @@ class World:
         with urllib.request.urlopen(request, timeout=30) as response:
             return str(json.load(response)["choices"][0]["message"]["content"])
 
+    def stream(self, num_tokens: int) -> Any:
+        """An answer of so many tokens, as it comes: lines of bytes."""
+        body = {"model": "demo", "prompt": "hi", "stream": True, "max_tokens": num_tokens,
+                "ignore_eos": True}  # fmt: skip
+        request = urllib.request.Request(
+            f"{self.url}/v1/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        return urllib.request.urlopen(request, timeout=60)
+
     def children(self) -> dict[str, int]:
         """Process ids by name: `gateway`, `replica-0`, ..."""
         found = {}

@@ -78,6 +78,36 @@ def test_killing_it_leaves_no_orphan(
     eventually(lambda: world.children() == {}, "everybody to be gone")
 
 
+@linux
+def test_an_interrupt_lets_the_answers_under_way_finish(
+    manifest: dict[str, Any], up: Callable[..., Any]
+) -> None:
+    world = up(manifest)
+    world.ready(2)
+    with world.stream(num_tokens=300) as answer:
+        assert answer.readline().startswith(b"data: ")
+        world.signal(signal.SIGINT)
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+    assert world.process.wait(timeout=60) == 130
+    assert world.children() == {}
+
+
+@linux
+def test_a_second_interrupt_does_not_wait_for_them(
+    manifest: dict[str, Any], up: Callable[..., Any], eventually: Callable[..., Any]
+) -> None:
+    manifest["spec"]["drain"]["timeout"] = "10m"
+    world = up(manifest)
+    world.ready(2)
+    with world.stream(num_tokens=30_000) as answer:
+        assert answer.readline().startswith(b"data: ")
+        world.signal(signal.SIGINT)
+        eventually(lambda: "draining" in world.told(), "the drain to begin")
+        world.signal(signal.SIGINT)
+        assert world.process.wait(timeout=60) == 130
+    assert world.children() == {}
+
+
 def run_up(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sloserve.cli", "up", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
