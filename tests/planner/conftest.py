@@ -145,7 +145,7 @@ class Replay:
 
     def snapshot(self) -> Snapshot:
         """What the policy sees."""
-        rows = (*self.running, *self.best_effort)
+        rows = (*self.running, *self.best_effort, *self.waiting)
         return Snapshot(
             now_s=self.now_s,
             model=self.model,
@@ -193,6 +193,7 @@ class Replay:
                 self.best_effort.append(life.row)
             else:
                 life.done = True
+                life.row.num_blocks = 0
         self.best_effort.sort(key=lambda row: row.arrival_s)
 
     def step(self, plan: Plan, truth: StepModel, rng: random.Random) -> None:
@@ -204,7 +205,8 @@ class Replay:
             life = self.lives[key]
             row = life.row
             assert not life.done
-            assert row in self.running or row in self.best_effort, "a row that was not admitted"
+            if row in self.waiting:
+                assert count < row.num_left, "a token of one that was not admitted"
             assert 0 < count <= row.num_left, "planned past the last known token"
             m += count
             if row.decodes:
@@ -215,7 +217,7 @@ class Replay:
             row.num_blocks = max(row.num_blocks, -(-row.num_computed // size))
             if row.num_computed == row.num_known:
                 emits.append(life)
-        held = sum(row.num_blocks for row in (*self.running, *self.best_effort))
+        held = sum(row.num_blocks for row in (*self.running, *self.best_effort, *self.waiting))
         assert held <= self.limits.num_blocks, f"{held} blocks held"
         assert m <= self.limits.max_batch_tokens
         started = sum(row.num_blocks > 0 for row in (*self.running, *self.best_effort))

@@ -37,6 +37,7 @@ class Decision:
         )
         self.num_runs = 0
         self.relegated: list[Row] = []
+        self.due_s: dict[int, float]
         self.seen: View
         self.base_s: float
         self._look(snapshot.margin_s)
@@ -48,6 +49,7 @@ class Decision:
         self.base_s = self.snapshot.now_s + margin_s
         self.seen = view(self.snapshot, margin_s=margin_s, without=gone)
         self.accepted = None
+        self.due_s = {job.id: job.due_s + self.base_s for job in self.seen.jobs}
 
     def run(self, jobs: Sequence[Job], *, lockstep: bool, max_steps: int | None = None) -> Play:
         """Play forward; `jobs` sorted, the running prefills among them."""
@@ -69,6 +71,17 @@ class Decision:
         if asks:
             self.failures[asks[-1].row.id] = result
         return False
+
+    def too_much_by(self, asks: Sequence[Ask]) -> float | None:
+        """None when `asks` may all join; else the due time by which too much would be asked."""
+        if self.accept(asks):
+            return None
+        failed = self.failures[asks[-1].row.id]
+        if failed.reason is not Reason.TTFT or failed.late_id is None:
+            return inf
+        if failed.late_id in self.due_s:
+            return self.due_s[failed.late_id]
+        return next((ask.due_s for ask in asks if ask.row.id == failed.late_id), inf)
 
     def first_step(self, asks: Sequence[Ask]) -> First:
         """

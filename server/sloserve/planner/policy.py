@@ -58,8 +58,12 @@ class SloservePolicy:
         relegated = [*lost, *decision.relegated]
         plan = self._finish(decision, first, [*chosen, *promoted], relegated)
         self.num_runs += decision.num_runs
-        started = plan.tokens.keys()
-        admitted = tuple(ask.id for ask in chosen if ask.id in started or not ask.row.may_wait)
+        done = {
+            ask.id
+            for ask in chosen
+            if plan.tokens.get(ask.id, 0) >= (ask.job.rem if self.settings.late_commit else 1)
+        }
+        admitted = tuple(ask.id for ask in chosen if ask.id in done or not ask.row.may_wait)
         self._selected = {ask.id for ask in chosen}.difference(admitted)
         self._num_expected = len(snapshot.running) + len(admitted) + len(promoted) - len(relegated)
         return Plan(
@@ -121,7 +125,7 @@ class SloservePolicy:
             self._verify(decision)
             if old:
                 chosen = self._thin(decision, old)
-            chosen, refused = select(chosen, new, decision.accept)
+            chosen, refused = select(chosen, new, decision.too_much_by)
             for ask in refused:
                 self._refuse(decision, ask)
                 if not ask.row.may_wait:

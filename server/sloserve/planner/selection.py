@@ -4,12 +4,13 @@ Which of those who wait get their promise: Moore-Hodgson over feasibility.
     start from the set selected before
     for r in order of TTFT deadline:
         selected + r feasible                       -> take r
-        else drop the one with the least value per demand:
+        else some job is late: of those due before it, drop the one of least value per demand
             still infeasible                        -> revert: r is refused, the set stays
             feasible                                -> keep the rest
 
 Dropping may make another late (the clock of its decode starts earlier), so nothing is taken for
-granted: every set that is kept was played forward. `accept` answers for a whole set.
+granted: every set that is kept was played forward. `too_much_by` answers for a whole set: None
+when it is feasible, else the due time by which too much is asked for (inf: by no one time).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -54,42 +55,44 @@ C = TypeVar("C", bound=Candidate)
 def select(
     selected: Sequence[C],
     arrivals: Iterable[C],
-    accept: Callable[[Sequence[C]], bool],
+    too_much_by: Callable[[Sequence[C]], float | None],
     *,
     swap: bool = False,
 ) -> tuple[list[C], list[C]]:
     """
     (selected, refused) after `arrivals` asked to join. `selected` must have been accepted.
 
-    Takes one to two calls of `accept` per arrival; with `swap` one more per pair of a refused
+    Takes one to two calls of `too_much_by` per arrival; with `swap` one more per pair of a refused
     and a selected one, for at most SWAP_CANDIDATES of them.
     """
     chosen = list(selected)
     refused: list[C] = []
     for new in sorted(arrivals, key=lambda c: (c.due_s, c.id)):
         more = [*chosen, new]
-        if accept(more):
+        late_s = too_much_by(more)
+        if late_s is None:
             chosen = more
             continue
-        victim = min((c for c in more if not c.firm), key=lambda c: c.density, default=new)
+        ahead = (c for c in more if not c.firm and c.due_s <= late_s)
+        victim = min(ahead, key=lambda c: c.density, default=new)
         if victim is not new and victim.value <= new.value:
             fewer = [c for c in more if c is not victim]
-            if accept(fewer):
+            if too_much_by(fewer) is None:
                 chosen = fewer
                 refused.append(victim)
                 continue
         refused.append(new)
     if swap and refused and len(chosen) + len(refused) <= SWAP_CANDIDATES:
-        chosen, refused = _one_swap(chosen, refused, accept)
+        chosen, refused = _one_swap(chosen, refused, too_much_by)
     return chosen, refused
 
 
 def _one_swap(
-    chosen: list[C], refused: list[C], accept: Callable[[Sequence[C]], bool]
+    chosen: list[C], refused: list[C], too_much_by: Callable[[Sequence[C]], float | None]
 ) -> tuple[list[C], list[C]]:
     """Take a refused one for a selected one where that is worth more, or makes room."""
     for new in sorted(refused, key=lambda c: -c.density):
-        if accept([*chosen, new]):  # an earlier swap made room
+        if too_much_by([*chosen, new]) is None:  # an earlier swap made room
             chosen = [*chosen, new]
             refused = [c for c in refused if c is not new]
             continue
@@ -99,7 +102,7 @@ def _one_swap(
             if old.value == new.value and old.density >= new.density:
                 continue
             swapped = [c for c in chosen if c is not old] + [new]
-            if accept(swapped):
+            if too_much_by(swapped) is None:
                 chosen = swapped
                 refused = [c for c in refused if c is not new] + [old]
                 break

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Settings:
     """Found by replay of traces; none of them is a promise."""
 
-    step_limit_factor: float = 4.0
+    step_limit_factor: float = 8.0
     """Longest planned step, in empty steps. Without a limit newcomers' TTFT pays; too tight a
     limit pays the fixed part of a step more often."""
 
@@ -35,3 +35,7 @@ class Settings:
 
     verify_steps: int = 8
     """The running set is played forward again at least every so many steps while prefills run."""
+
+    late_commit: bool = False
+    """A request that may wait is told that it is admitted with its first token, not with its first
+    chunk: until then a newcomer of more value per remaining demand can take its place."""
