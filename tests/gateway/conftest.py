@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -61,6 +62,26 @@ class Asked:
 
 
 @dataclass
+class Clock:
+    """Time that passes only when a replica lets it: judgements are exact on any machine."""
+
+    now_s: float = 1000.0
+    core: Core | None = None
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    async def counted(self, num_tokens: int) -> None:
+        """Until the gateway has counted so many tokens of the one request that is open."""
+        assert self.core is not None
+        while not any(
+            e.ticket.judge is not None and e.ticket.judge.num_tokens >= num_tokens
+            for e in self.core.open
+        ):
+            await asyncio.sleep(0.001)
+
+
+@dataclass
 class FakeReplica:
     """Speaks the wire: reports, decides, streams annotated tokens, dies when told to."""
 
@@ -73,6 +94,7 @@ class FakeReplica:
     silent: bool = False
     tell: bool = True  # piggy-back the report
     address: str = ""
+    clock: Clock | None = None
 
     def __post_init__(self) -> None:
         self.report = Report(
@@ -129,7 +151,7 @@ class FakeReplica:
     async def _act(
         self, request: web.Request, act: Act, body: dict[str, Any]
     ) -> web.StreamResponse:
-        await asyncio.sleep(act.first_s)
+        await self._pass(act.first_s)
         if act.die_after == 0:
             _cut(request)
         headers = {"x-slo-decision": act.decision, "x-sloserve-prompt-tokens": "7"}
@@ -147,8 +169,14 @@ class FakeReplica:
             return await self._whole(act, headers, chat="messages" in body)
         return await self._stream(request, act, headers, chat="messages" in body)
 
+    async def _pass(self, seconds: float) -> None:
+        if self.clock is None:
+            await asyncio.sleep(seconds)
+        else:
+            self.clock.now_s += seconds
+
     async def _whole(self, act: Act, headers: dict[str, str], *, chat: bool) -> web.Response:
-        await asyncio.sleep(act.gap_s * act.tokens)
+        await self._pass(act.gap_s * act.tokens)
         counts = [act.stages.count(i) for i in range(max(act.stages) + 1)] if act.stages else []
         if counts:
             headers["x-sloserve-stage-tokens"] = stage_tokens([counts])
@@ -194,7 +222,9 @@ class FakeReplica:
                 )
                 await response.write(f"{mark}data: {event}\n\n".encode())
             if i < act.tokens - 1:
-                await asyncio.sleep(act.gap_s)
+                if self.clock is not None:
+                    await self.clock.counted((i + 1) * act.choices)
+                await self._pass(act.gap_s)
         if act.after_all is not None:
             await act.after_all.wait()
         await response.write(b"data: [DONE]\n\n")
@@ -325,12 +355,16 @@ async def running(
     keys: tuple[Key, ...] | None = None,
     settings: Settings | None = None,
     extra: Iterable[tuple[str, int]] = (),
+    tls: tuple[str, str] | None = None,
+    virtual: bool = False,
 ) -> AsyncIterator[World]:
     """A gateway in front of these replicas, when it has heard of all that speak."""
     settings = settings or Settings(poll_s=0.02)
+    clock = Clock() if virtual else None
     async with contextlib.AsyncExitStack() as stack:
         addresses = list(extra)
         for replica in replicas:
+            replica.clock = clock
             runner = web.AppRunner(replica.app(), handler_cancellation=True, shutdown_timeout=0.1)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
@@ -346,17 +380,22 @@ async def running(
             session=session,
             keys=keys,
             settings=settings,
+            clock=clock or time.monotonic,
         )
+        if clock is not None:
+            clock.core = core
         public, inside = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
         listeners = [
-            Listener(create_app(core), public),
+            Listener(create_app(core), public, *(tls or ())),
             Listener(create_internal_app(core), inside),
         ]
         work = asyncio.create_task(core.run())
         stack.push_async_callback(_cancelled, work)
         await stack.enter_async_context(serving(listeners, grace_s=1))
         client = await stack.enter_async_context(aiohttp.ClientSession())
-        world = World(core, url_of(public), url_of(inside), list(replicas), client)
+        world = World(
+            core, url_of(public, tls=tls is not None), url_of(inside), list(replicas), client
+        )
         speaking = sum(r.service == "assistant" and not r.silent for r in replicas)
         known = core.replicas.known
         await world.until(lambda: sum(u.report is not None for u in known.values()) == speaking)

@@ -103,16 +103,16 @@ def test_late_tokens_are_counted_as_the_client_saw_them(
     gateway: Make, replica: Make, act: Make
 ) -> None:
     async def story() -> None:
-        async with gateway(replica()) as world:
+        async with gateway(replica(), virtual=True) as world:
             acts = world.replicas[0].acts
             strict = {"x-slo-class": "strict"}
             acts.append(act(tokens=3))
             await world.ask(stream=True, headers=strict)
             assert world.judged("strict") == (1, 1, 1, 1)
-            acts.append(act(tokens=3, first_s=0.6))  # TTFT 500 ms
+            acts.append(act(tokens=3, first_s=0.501))  # TTFT 500 ms
             await world.ask(stream=True, headers=strict)
             assert world.judged("strict") == (2, 1, 2, 1)
-            acts.append(act(tokens=3, gap_s=0.3))  # TPOT 200 ms
+            acts.append(act(tokens=3, gap_s=0.201))  # TPOT 200 ms
             await world.ask(stream=True, headers=strict)
             assert world.judged("strict") == (3, 2, 2, 1)
             acts.append(act(tokens=1))  # one token: TTFT only
@@ -135,10 +135,10 @@ def test_an_answer_that_is_not_streamed_is_judged_by_its_usage(
     gateway: Make, replica: Make, act: Make
 ) -> None:
     async def story() -> None:
-        async with gateway(replica()) as world:
+        async with gateway(replica(), virtual=True) as world:
             acts = world.replicas[0].acts
             strict = {"x-slo-class": "strict"}
-            acts.append(act(tokens=5, gap_s=0.15))  # 750 ms; due at 500 + 4 * 200
+            acts.append(act(tokens=5, gap_s=0.259))  # 1295 ms; due at 500 + 4 * 200
             answer = await world.ask(headers=strict)
             assert answer.json["choices"][0]["message"]["content"] == "w0 w1 w2 w3 w4 "
             assert world.judged("strict") == (1, 1, 1, 1)
@@ -162,7 +162,7 @@ def test_stages_have_their_own_pace(gateway: Make, replica: Make, act: Make, spe
     ]
 
     async def story() -> None:
-        async with gateway(replica(), spec=spec(classes=classes)) as world:
+        async with gateway(replica(), virtual=True, spec=spec(classes=classes)) as world:
             acts = world.replicas[0].acts
             acts.append(act(tokens=3, gap_s=0.1, stages=(0, 1, 1)))
             await world.ask(stream=True)
@@ -183,7 +183,7 @@ def test_a_slowdown_is_judged_by_what_the_replica_resolved(
     classes = [{"name": "slow", "ttft": {"slowdown": 2, "floor": "1ms"}, "tpot": "5s"}]
 
     async def story() -> None:
-        async with gateway(replica(), spec=spec(classes=classes)) as world:
+        async with gateway(replica(), virtual=True, spec=spec(classes=classes)) as world:
             acts = world.replicas[0].acts
             acts.append(act(ttft_ms="5000", first_s=0.1))
             answer = await world.ask(stream=True)
@@ -197,7 +197,7 @@ def test_a_slowdown_is_judged_by_what_the_replica_resolved(
 
 def test_choices_of_one_stream_are_told_apart(gateway: Make, replica: Make, act: Make) -> None:
     async def story() -> None:
-        async with gateway(replica()) as world:
+        async with gateway(replica(), virtual=True) as world:
             # Two choices, a token each every 300 ms: late for both at a TPOT of 200 ms,
             # although together they make a token every 150 ms.
             world.replicas[0].default = act(tokens=3, gap_s=0.3, choices=2)

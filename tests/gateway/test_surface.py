@@ -1,7 +1,12 @@
 """What users and tools see over HTTP."""
 
 import asyncio
+import contextlib
 import json
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -97,20 +102,24 @@ JSON = st.recursive(
 
 
 def test_malformed_bodies_never_give_a_5xx(gateway: Make, replica: Make, act: Make) -> None:
-    async def send(raws: list[bytes]) -> None:
-        async with gateway(replica(default=act(status=400, decision=""))) as world:
-            for raw in raws:
-                for path in ("/v1/chat/completions", "/v1/completions"):
-                    answer = await world.post(path, raw)
-                    assert 400 <= answer.status < 500
-                    assert answer.json["error"].keys() >= {"message", "type", "param", "code"}
+    async def send(world: Make, raw: bytes) -> None:
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            answer = await world.post(path, raw)
+            assert 400 <= answer.status < 500
+            assert answer.json["error"].keys() >= {"message", "type", "param", "code"}
 
-    @settings(max_examples=8, deadline=None)
-    @given(st.lists(JSON.map(lambda v: json.dumps(v).encode()) | st.binary(), max_size=30))
-    def bodies(raws: list[bytes]) -> None:
-        asyncio.run(send(raws))
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        refusing = replica(default=act(status=400, decision=""))
+        world = runner.run(stack.enter_async_context(gateway(refusing)))
 
-    bodies()
+        @settings(max_examples=40, deadline=None)
+        @given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary())
+        def bodies(raw: bytes) -> None:
+            runner.run(send(world, raw))
+
+        bodies()
+        runner.run(stack.aclose())
 
 
 @given(JSON)
@@ -214,5 +223,43 @@ def test_the_openai_client_sees_a_lost_replica_as_an_error(
                 with pytest.raises(openai.APIError, match="lost in the middle"):
                     async for _ in stream:
                         pass
+
+    asyncio.run(story())
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_tls_from_two_files(gateway: Make, replica: Make, tmp_path: Path) -> None:
+    cert, key = str(tmp_path / "tls.crt"), str(tmp_path / "tls.key")
+    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost"
+    command = [*words.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key]
+    subprocess.run([*command, "-out", cert], check=True, capture_output=True)
+
+    async def story() -> None:
+        async with gateway(replica(), tls=(cert, key)) as world:
+            assert world.url.startswith("https://")
+            trust = ssl.create_default_context(cafile=cert)
+            async with world.session.get(f"{world.url}/health", ssl=trust) as response:
+                assert response.status == 200
+            body = {"messages": [], "stream": True}
+            url = f"{world.url}/v1/chat/completions"
+            async with world.session.post(url, json=body, ssl=trust) as response:
+                assert (await response.text()).endswith("data: [DONE]\n\n")
+
+    asyncio.run(story())
+
+
+def test_a_draining_gateway_is_not_ready_and_closes_connections(
+    gateway: Make, replica: Make
+) -> None:
+    async def story() -> None:
+        async with gateway(replica()) as world:
+            assert "connection" not in (await world.ask(stream=True)).headers
+            world.core.draining = True
+            ready = await world.get("/ready")
+            assert ready.status == 503
+            assert ready.headers["connection"] == "close"
+            answer = await world.ask(stream=True)
+            assert answer.status == 200
+            assert answer.headers["connection"] == "close"
 
     asyncio.run(story())

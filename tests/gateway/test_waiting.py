@@ -4,6 +4,11 @@ import asyncio
 import dataclasses
 from typing import Any
 
+import pytest
+
+from sloserve.gateway import pending
+from sloserve.gateway.pending import WaitingRoom
+
 Make = Any
 """A builder from conftest."""
 
@@ -217,3 +222,44 @@ def test_a_class_added_live_starts_at_zero_and_is_served(
             assert (await world.ask(headers={"x-slo-class": "strict"})).status == 400
 
     asyncio.run(story())
+
+
+def test_those_due_first_are_woken_first() -> None:
+    async def story() -> list[str]:
+        room, order = WaitingRoom(), list[str]()
+
+        async def one(name: str, due_s: float) -> None:
+            await room.wait(due_s=due_s, timeout_s=10)
+            order.append(name)
+
+        tasks = [asyncio.create_task(one(n, d)) for n, d in (("b", 2.0), ("c", 3.0), ("a", 1.0))]
+        await asyncio.sleep(0)
+        room.ring()
+        await asyncio.gather(*tasks)
+        return order
+
+    assert asyncio.run(story()) == ["a", "b", "c"]
+
+
+def test_when_very_many_wait_everybody_gets_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pending, "MAX_WOKEN", 2)
+
+    async def story() -> dict[int, int]:
+        room, turns = WaitingRoom(), dict.fromkeys(range(5), 0)
+
+        async def one(number: int) -> None:
+            while True:
+                await room.wait(due_s=number, timeout_s=10, num_before=turns[number])
+                turns[number] += 1
+
+        tasks = [asyncio.create_task(one(number)) for number in turns]
+        while sum(turns.values()) < 20:
+            await asyncio.sleep(0)
+            room.ring()
+            await asyncio.sleep(pending.COALESCE_S * 1.5)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return turns
+
+    assert set(asyncio.run(story()).values()) == {4}

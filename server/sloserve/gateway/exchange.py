@@ -142,9 +142,12 @@ class Exchange:
         due_s = ticket.arrival_s + ticket.offer.ttft.resolve_s(self._zero_load_s())
         core.ledger.pending(ticket.offer.slo_class, 1)
         try:
-            await core.room.wait(due_s=due_s, timeout_s=min(timeout_s, LOOK_AGAIN_S))
+            await core.room.wait(
+                due_s=due_s, timeout_s=min(timeout_s, LOOK_AGAIN_S), num_before=ticket.num_waits
+            )
         finally:
             core.ledger.pending(ticket.offer.slo_class, -1)
+            ticket.num_waits += 1
             ticket.waited_s += core.clock() - now_s
 
     async def _attempt(self, upstream: Upstream, *, last_hop: bool) -> bool:

@@ -32,6 +32,7 @@ class Ticket:
     num_deaths: int = 0
     refused_s: dict[str, float] = field(default_factory=dict)
     """Replica's address -> when it declined this request, or died under it."""
+    num_waits: int = 0
     waited_s: float = 0.0
     decision: Decision | None = None
     reason: Reason = Reason.NONE
