@@ -17,7 +17,8 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput
 from sloserve.model import attention, linear
 from sloserve.model.allocator import malloc_environment
-from sloserve.model.kv import LayerShape, bytes_per_token, num_blocks_for
+from sloserve.model.hardware import used_bytes
+from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for
 from sloserve.model.load import load_runner
 from sloserve.model.selftest import Mismatch, check, reference
 from sloserve.model.structure import Unsupported, layer_shapes
@@ -196,6 +197,37 @@ def test_blocks_are_counted_in_whole_pages_over_all_layers() -> None:
         budget_note="",
     )
     assert num_blocks == 1_000_000 // (16 * 896)
+
+
+def test_the_memory_of_the_cache_is_zero_and_taken_only_when_used() -> None:
+    def resident() -> int:
+        return used_bytes(torch.device("cpu"))
+
+    before = resident()
+    cache = KvCache(
+        [LayerShape(2, 64, 64)],
+        num_blocks=40_000,
+        block_size=16,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+    )
+    size = 40_000 * 16 * bytes_per_token(cache.shapes, torch.bfloat16)
+    assert size > 300_000_000
+    assert resident() - before < size // 10
+    keys, values = cache.layers[0]
+    assert float(keys[[0, 39_999]].abs().sum() + values[[0, 39_999]].abs().sum()) == 0
+    cache.release()
+
+
+def test_memory_that_the_system_does_not_give_is_told() -> None:
+    with pytest.raises(BadInput, match=r"no memory for the KV cache: .* could not be allocated"):
+        KvCache(
+            [LayerShape(64, 128, 128)],
+            num_blocks=1 << 34,
+            block_size=16,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
 
 
 def test_requests_past_the_models_positions_are_refused(a_folder: Any, a_model_spec: Any) -> None:

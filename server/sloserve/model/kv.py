@@ -1,7 +1,9 @@
 """The KV memory: one pair of tensors per layer, in pages of `block_size` tokens."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 from torch import Tensor
@@ -67,8 +69,9 @@ class KvCache:
     """
     Keys and values of every layer, `[num_blocks, block_size, num_kv_heads, size]` each.
 
-    Starts as zeros (padding is read, masked, and must be finite); on CPU the system gives real
-    memory only when a page is first written. `gather` copies pages into two buffers that are kept
+    Starts as zeros (padding is read, masked, and must be finite). On CPU the memory is mapped
+    from the system, which hands out zeroed pages when they are first used: `torch.zeros` would
+    write all of it (20 GiB: two minutes). `gather` copies pages into two buffers that are kept
     from call to call: fresh ones of megabytes would be page-faulted in at every layer.
     """
 
@@ -91,7 +94,7 @@ class KvCache:
                 (self._zeros(shape, shape.key_size), self._zeros(shape, shape.value_size))
                 for shape in layers
             ]
-        except (RuntimeError, MemoryError) as error:  # torch's CPU allocator raises RuntimeError
+        except (OSError, RuntimeError) as error:  # mmap raises OSError, CUDA a RuntimeError
             size = num_blocks * block_size * bytes_per_token(layers, dtype)
             raise BadInput(
                 f"no memory for the KV cache: {num_blocks} blocks x {block_size} tokens x "
@@ -106,11 +109,12 @@ class KvCache:
         self._buffers = [torch.empty(0, dtype=dtype, device=device) for _ in range(2)]
 
     def _zeros(self, shape: LayerShape, size: int) -> Tensor:
-        return torch.zeros(
-            (self.num_blocks, self.block_size, shape.num_kv_heads, size),
-            dtype=self.dtype,
-            device=self.device,
-        )
+        dims = (self.num_blocks, self.block_size, shape.num_kv_heads, size)
+        if self.device.type != "cpu":
+            return torch.zeros(dims, dtype=self.dtype, device=self.device)
+        size_bytes = math.prod(dims) * self.dtype.itemsize
+        memory = mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        return torch.frombuffer(memory, dtype=self.dtype).view(dims)
 
     def release(self) -> None:
         """Give the memory back."""
