@@ -7,6 +7,9 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
+
+from sloserve.frontend import answering
 
 
 def test_a_client_that_hangs_up_in_a_stream_frees_its_blocks(running: Any) -> None:
@@ -99,6 +102,7 @@ def test_a_client_that_stops_reading_does_not_look_like_a_slow_way_out(running: 
     body = b'{"prompt":"abc","max_tokens":400,"stream":true,"n":4,"logprobs":1}'
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
     with socket.socket() as sock:
+        sock.settimeout(10)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         sock.connect((host, int(port)))
         sock.sendall(head + body)
@@ -109,3 +113,26 @@ def test_a_client_that_stops_reading_does_not_look_like_a_slow_way_out(running: 
     assert total > 300_000
     running.post("/v1/completions", json={"prompt": "abc", "max_tokens": 100, "stream": True})
     assert running.scheduler.way_out_s < 0.5
+
+
+def test_a_client_that_reads_nothing_is_cut_off(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "SLOW_READER_S", 0.2)
+    monkeypatch.setattr(answering, "WATCH_S", 0.02)
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    body = b'{"prompt":"abc","max_tokens":400,"stream":true,"n":4,"logprobs":1}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.socket() as sock:
+        sock.settimeout(10)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.connect((host, int(port)))
+        sock.sendall(head + body)
+        running.wait_for(lambda: len(running.runner.asked) == 4)
+        running.wait_for(lambda: not running.scheduler.requests)
+        time.sleep(1.0)
+        received = b""
+        while data := sock.recv(65536):
+            received += data
+    assert received
+    assert b"[DONE]" not in received

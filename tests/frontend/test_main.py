@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from sloserve.cli import main
+
 MANIFEST = """\
 apiVersion: sloserve.io/v1alpha1
 kind: SLOService
@@ -125,17 +127,15 @@ def test_a_model_alone_is_served_with_a_default_class(start: Start) -> None:
     ],
 )
 def test_a_bad_start_is_one_clear_line_and_a_code(
-    start: Start, words: list[str], code: int, said: str
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = start(*words, "--log-level", "error")
-    found, line = process.ended()
-    assert found == code
+    assert main(["replica", *words, "--log-level", "error"]) == code
+    line = capsys.readouterr().err
     assert said in line
-    assert "Traceback" not in line
+    assert line.count("\n") == 1
 
 
-def test_a_taken_port_is_exit_code_1(start: Start, unready: Any) -> None:
+def test_a_taken_port_is_exit_code_1(unready: Any, capsys: pytest.CaptureFixture[str]) -> None:
     address = unready.url.removeprefix("http://")
-    found, line = start("--model", "builtin://sim", "--listen", address).ended()
-    assert found == 1
-    assert f"can't listen on {address}" in line
+    assert main(["replica", "--model", "builtin://sim", "--listen", address]) == 1
+    assert f"can't listen on {address}" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from sloserve.http import report, sse
 from sloserve.http.answers import encode
 from sloserve.http.errors import JSON, refusal
 from sloserve.slo import Decision
-from sloserve.wire import REPORT, SLO_DECISION, SLO_REASON, STAGE_TOKENS, stage_tokens
+from sloserve.wire import REPORT, SLO_CLASS, SLO_DECISION, SLO_REASON, STAGE_TOKENS, stage_tokens
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,15 @@ class Answering(Response):
         self._extra[SLO_DECISION] = decided.decision.value
         if decided.reason:
             self._extra[SLO_REASON] = decided.reason.value
+        if decided.decision in (Decision.DECLINED, Decision.DEGRADED):
+            log.info(
+                "%s: request=%s class=%s reason=%s prompt_tokens=%d",
+                decided.decision.value,
+                self._choices.request_id,
+                self._extra[SLO_CLASS],
+                decided.reason.value,
+                self._choices.num_prompt,
+            )
 
     async def _stream(self) -> bool:
         """Send chunks as events; False when it broke on the way."""
