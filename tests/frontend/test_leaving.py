@@ -136,3 +136,15 @@ def test_a_client_that_reads_nothing_is_cut_off(
             received += data
     assert received
     assert b"[DONE]" not in received
+
+
+def test_a_client_that_hangs_up_in_its_own_body_is_no_error(
+    running: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as sock:
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
+        time.sleep(0.1)
+    assert running.client.get("/health").status_code == 200
+    time.sleep(0.1)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

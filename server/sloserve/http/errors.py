@@ -19,6 +19,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sloserve.errors import BadInput, Declined, NotFound, SloserveError, Unavailable
 from sloserve.slo import Decision
@@ -125,7 +126,11 @@ def install(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"][1:])
         return refusal(BadInput(first["msg"], field=where or None)).response()
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # it hung up in the middle of its body: nobody reads this
+
     app.add_exception_handler(SloserveError, raised)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, raised)

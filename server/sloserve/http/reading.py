@@ -1,6 +1,6 @@
 """Reading a request's body, bounded."""
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from sloserve.http.errors import TooLarge
 
@@ -23,6 +23,3 @@ async def read_body(request: Request, *, most_bytes: int = MAX_BODY_BYTES) -> by
 
 def _too_large(most_bytes: int) -> TooLarge:
     return TooLarge(f"the body is too large; allowed: at most {most_bytes} bytes")
-
-
-__all__ = ["MAX_BODY_BYTES", "ClientDisconnect", "read_body"]
