@@ -149,6 +149,20 @@ def test_when_nobody_finds_a_block_the_last_one_admitted_gives_way(a_world: Any)
     assert world.scheduler.counters.num_policy_errors > 0
 
 
+def test_a_policy_that_is_stuck_among_holders_is_helped_out(world: Any) -> None:
+    first, second = world.add(world.request(20, output=1)), world.add(world.request(20, output=1))
+    world.policy.instead = following(
+        Plan(tokens={first.id: 8, second.id: 8}, admitted=(first.id, second.id)),
+        Plan(),
+        Plan(tokens={first.id: 12}),
+    )
+    world.step()
+    batch = world.step()
+    assert [row.request.id for row in batch.rows] == [first.id]
+    assert (first.num_preemptions, second.num_preemptions) == (0, 1)
+    assert world.scheduler.counters.num_policy_errors == 1
+
+
 def test_nonsense_in_a_plan_is_counted_and_ignored(world: Any) -> None:
     request = world.add(world.request())
     world.policy.instead = following(
@@ -166,6 +180,41 @@ def test_nonsense_in_a_plan_is_counted_and_ignored(world: Any) -> None:
     batch = world.step()
     assert [(row.start, row.count, row.sample) for row in batch.rows] == [(0, 8, True)]
     assert world.scheduler.counters.num_policy_errors == 8
+
+
+def test_a_prefill_may_begin_before_the_promise_is_made_but_not_end(world: Any) -> None:
+    request = world.add(world.request(20, output=2))
+    world.policy.instead = following(
+        Plan(tokens={request.id: 8}),
+        Plan(tokens={request.id: 12}),
+        Plan(tokens={request.id: 12}, admitted=(request.id,)),
+        Plan(tokens={request.id: 1}),
+    )
+    world.step()
+    row = request.row
+    assert (request.decision, row.running, row.num_computed, row.num_blocks) == (None, False, 8, 2)
+    assert world.step() is None
+    assert world.scheduler.counters.num_policy_errors == 1
+    world.step()
+    world.step()
+    assert request.status is Status.FINISHED
+    assert request.decision is Decision.ADMITTED  # it never had to wait
+
+
+@pytest.mark.parametrize("on_infeasible", OnInfeasible)
+def test_a_prefill_begun_in_vain_gives_its_blocks_back_or_goes_on_without_promise(
+    world: Any, on_infeasible: OnInfeasible
+) -> None:
+    request = world.add(world.request(20, output=1, on_infeasible=on_infeasible))
+    no = {request.id: Verdict(Reason.TPOT, "no", 0.0, 0.0)}
+    world.policy.instead = following(
+        Plan(tokens={request.id: 8}), Plan(infeasible=no), Plan(tokens={request.id: 12})
+    )
+    world.step()
+    world.step()
+    degrades = on_infeasible is OnInfeasible.DEGRADE
+    assert request.status is (Status.FINISHED if degrades else Status.DECLINED)
+    assert world.scheduler.blocks.num_free == 64
 
 
 def test_a_relegated_request_is_served_without_its_promise_and_may_get_it_back(world: Any) -> None:

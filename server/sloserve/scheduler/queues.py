@@ -52,6 +52,10 @@ class Queues:
             self._promised_rows = list(self.promised.values())
         return self._promised_rows
 
+    def without_promise(self) -> list[Row]:
+        """Who gives way when blocks run out: best effort, then the undecided, latest first."""
+        return [*reversed(self.best_effort.rows), *reversed(self.waiting.rows)]
+
     def wait(self, request: Request) -> None:
         """A new request that wants its promise."""
         self.waiting.add(request.row)

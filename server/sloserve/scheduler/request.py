@@ -10,7 +10,7 @@ from sloserve.slo import Bank, Decision, Promise, TokenDeadlines
 class Status(StrEnum):
     """Where a request stands."""
 
-    WAITING = "waiting"  # holds no blocks: no decision yet, not started, or preempted
+    WAITING = "waiting"  # holds no blocks: not started, or preempted
     RUNNING = "running"
     FINISHED = "finished"
     DECLINED = "declined"
@@ -23,6 +23,7 @@ MOVES = {  # anything else is a bug, and asserts
     Status.RUNNING: {  # back to waiting = preempted
         Status.WAITING,
         Status.FINISHED,
+        Status.DECLINED,  # its prefill had begun, but no promise was made
         Status.CANCELLED,
         Status.FAILED,
     },
@@ -67,6 +68,7 @@ class Request:
     chain: list[bytes] = field(default_factory=list)  # hashes of its full blocks, as far as known
     num_published: int = 0  # blocks offered to the prefix cache
     added_at_plan: int = 0  # plans made before it came
+    begun_at_plan: int = 0  # the plan that first ran it; 0: none yet
     in_flight: bool = False  # in the step that runs now
     deadlines: TokenDeadlines = field(init=False)
     row: Row = field(init=False)

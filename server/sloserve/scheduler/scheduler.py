@@ -144,13 +144,13 @@ class Scheduler:
             self._num_plans += 1
             num_best_effort = self.num_best_effort
             self._apply(plan, now_s)
-            if rows := self._fill(plan):
+            rows, num_starved = self._fill(plan)
+            if rows:
                 return self._begin(rows, now_s)
-            if plan.tokens and self._break_deadlock():
-                continue
-            if not again or self.num_best_effort <= num_best_effort:
+            if again and self.num_best_effort > num_best_effort:
+                again = False  # somebody became best effort just now, and may run at once
+            elif not ((num_starved or not plan.tokens) and self._break_deadlock()):
                 break
-            again = False  # somebody became best effort just now, and may run at once
         return None
 
     def commit(
@@ -306,27 +306,32 @@ class Scheduler:
             if request is not None:
                 self.queues.remove(request)
                 self.queues.promise(request)
-                late = request.added_at_plan + 1 < self._num_plans
-                self._decide(request, Decision.DEFERRED if late else Decision.ADMITTED, None)
+                begun_at_plan = request.begun_at_plan or self._num_plans
+                at_once = begun_at_plan == request.added_at_plan + 1
+                self._decide(request, Decision.ADMITTED if at_once else Decision.DEFERRED, None)
         for request_id, verdict in plan.infeasible.items():
             request = self._expect(request_id, self._is_undecided(request_id))
             if request is not None:
                 self.queues.remove(request)
                 self._refuse(request, verdict, now_s)
 
-    def _fill(self, plan: Plan) -> list[BatchRow]:
-        """The plan's rows with their blocks. A row that finds none is dropped, and counted."""
-        starting = [
-            i for i in plan.tokens if i in self.holdings.unstarted and not self._is_undecided(i)
-        ]
+    def _fill(self, plan: Plan) -> tuple[list[BatchRow], int]:
+        """
+        The plan's rows with their blocks, and how many found none and were dropped.
+
+        A request without a decision may compute, but not emit: its first token comes after its
+        promise.
+        """
+        starting = [i for i in plan.tokens if i in self.holdings.unstarted]
         for request_id in starting:  # before anyone allocates: that could evict the prefix
             self._start(self.requests[request_id])
         rows: list[BatchRow] = []
         placed: set[int] = set()
+        num_starved = 0
         requests, block_size = self.requests, self.limits.block_size
         for request_id, count in plan.tokens.items():  # per row and step: kept lean
             request = requests.get(request_id)
-            if request is None or request.decision is None or count <= 0:
+            if request is None or count <= 0:
                 self.counters.num_policy_errors += 1
                 continue
             if request.status is not Status.RUNNING:
@@ -334,8 +339,12 @@ class Scheduler:
             row = request.row
             start, known = row.num_computed, row.num_known
             end = min(start + count, known)
+            if end == known and request.decision is None:
+                self.counters.num_policy_errors += 1
+                continue
             short = end > row.num_blocks * block_size
             if short and not self._grow(request, end, placed):
+                num_starved += 1
                 continue
             placed.add(request_id)
             decodes = row.num_output > 0 and known - start == 1
@@ -344,7 +353,7 @@ class Scheduler:
             request = self.requests[request_id]
             if request_id not in placed and request.status is Status.RUNNING:
                 self._give_up(request)
-        return rows
+        return rows, num_starved
 
     def _begin(self, rows: list[BatchRow], now_s: float) -> Batch:
         batch = make_batch(rows, model=self.model, ratio=self.correction.ratio, planned_s=now_s)
@@ -355,11 +364,11 @@ class Scheduler:
         return batch
 
     def _grow(self, request: Request, num_tokens: int, placed: set[int]) -> bool:
-        """Hold blocks for so many tokens; best effort gives way, the latest first."""
+        """Hold blocks for so many tokens; who has no promise gives way, the latest first."""
         if self.holdings.grow(request, num_tokens):
             return True
         self.counters.num_policy_errors += 1
-        for row in reversed(self.queues.best_effort.rows):
+        for row in self.queues.without_promise():
             victim = self.requests[row.id]
             if victim.blocks and row.id not in placed and victim is not request:
                 self._preempt(victim)
@@ -368,9 +377,13 @@ class Scheduler:
         return False
 
     def _break_deadlock(self) -> bool:
-        """Nobody found blocks: the last one admitted gives its own up. False: nobody has any."""
-        for row in (*reversed(self.queues.promised_rows), *reversed(self.queues.best_effort.rows)):
+        """
+        Nothing runs, and somebody holds blocks that others need: the last one gives its own up.
+        False: nobody has any. A policy that sees to this itself never gets here.
+        """
+        for row in (*self.queues.without_promise(), *reversed(self.queues.promised_rows)):
             if row.id not in self.holdings.unstarted:
+                self.counters.num_policy_errors += 1
                 self._preempt(self.requests[row.id])
                 return True
         return False
@@ -414,7 +427,8 @@ class Scheduler:
 
     def _start(self, request: Request) -> None:
         self.holdings.start(request)
-        request.row.running = True
+        request.begun_at_plan = request.begun_at_plan or self._num_plans
+        request.row.running = request.decision is not None
         if request.reuse_prefix and request.num_output == 0 and request.num_preemptions == 0:
             request.num_cached = request.num_computed
             self.blocks.num_queried_tokens += request.num_prompt
@@ -422,7 +436,7 @@ class Scheduler:
 
     def _give_up(self, request: Request) -> None:
         self.holdings.give_up(request)
-        request.row.running = request.tier is Tier.PROMISED
+        request.row.running = request.id in self.queues.promised
 
     def _preempt(self, request: Request) -> None:
         self._give_up(request)
