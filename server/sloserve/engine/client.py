@@ -83,13 +83,20 @@ class EngineClient:
         """Begin to serve; called in the event loop that reads the answers."""
         assert self._thread is None, "this client has its engine already"
         self._loop = asyncio.get_running_loop()
-        engine = Engine(scheduler, runner, tokenizer, clock=self.clock, emit=self._hand_over)
         self._reporter = Reporter(
             scheduler,
             runner.facts,
             service=self.service,
             replica=self.replica,
             config_generation=self._generation,
+        )
+        engine = Engine(
+            scheduler,
+            runner,
+            tokenizer,
+            clock=self.clock,
+            emit=self._hand_over,
+            before_step=self._reporter.offer,
         )
         self._thread = EngineThread(engine, self._reporter, on_end=self._ended)
         self._thread.start()

@@ -36,12 +36,15 @@ class Engine:
         *,
         clock: Clock,
         emit: Emit,
+        before_step: Callable[[float], None] = lambda now_s: None,
     ) -> None:
+        """`before_step` is called with the time when a step is about to run."""
         self.scheduler = scheduler
         self.runner = runner
         self.tokenizer = tokenizer
         self.clock = clock
         self.emit = emit
+        self._before_step = before_step
         self.timeline = Timeline()
         self.progress_s = clock.now_s()
         """When a step last ended, or there was nothing to do."""
@@ -116,6 +119,7 @@ class Engine:
             if not self.has_work:
                 self.progress_s = begun_s
             return False
+        self._before_step(begun_s)
         try:
             sampled = self.runner.step([self._step_row(row) for row in batch.rows])
             end_s = self.clock.now_s()

@@ -19,7 +19,8 @@ SWITCH_INTERVAL_S = 0.0005
 """How long another thread may keep the interpreter while the loop wants it; Python's own 5 ms is
 as long as a whole step of a small model."""
 RETRY_S = 0.002
-"""With work that can't run yet (deferred), the loop plans again after this long."""
+"""With work that can't run yet (deferred), or an old report, an idle loop looks again after so
+long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class EngineThread:
         """Start the thread. Lowers the interpreter's switch interval for the whole process."""
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
         self._thread.start()
+        self.reporter.start()
 
     def put(self, command: Command) -> None:
         """Hand a command to the loop; it is read before the next step is planned."""
@@ -97,6 +99,7 @@ class EngineThread:
             log.critical("the engine thread ends", exc_info=True)
         finally:
             self._ended = True
+            self.reporter.stop()
             self._on_end()
 
     def _turn_until_stopped(self) -> None:
@@ -110,16 +113,15 @@ class EngineThread:
             except Exception as error:
                 self.engine.break_all(error)
                 busy = False
-            self.reporter.refresh(self.engine.clock.now_s())
         self.engine.runner.close()
 
     def _read(self, *, wait: bool) -> None:
         """Carry out every command there is; with `wait`, stay until one comes."""
         if wait:
-            while self._inbox.empty() and self.reporter.refresh_now(self.engine.clock.now_s()):
-                pass
+            self.reporter.offer(self.engine.clock.now_s(), idle=True)
+            soon = self.engine.has_work or not self.reporter.fresh
             try:
-                self._carry_out(self._inbox.get(timeout=RETRY_S if self.engine.has_work else None))
+                self._carry_out(self._inbox.get(timeout=RETRY_S if soon else None))
             except queue.Empty:
                 return
         while True:

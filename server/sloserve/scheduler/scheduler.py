@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from sloserve.errors import Reason
 from sloserve.perf import StepModel
-from sloserve.planner import Limits, Plan, Policy, Snapshot, Tier, Verdict
+from sloserve.planner import Limits, Plan, Policy, Probe, Snapshot, Tier, Verdict
 from sloserve.scheduler.batch import Batch, BatchRow, Outcome, make_batch
 from sloserve.scheduler.blocks import BlockPool
 from sloserve.scheduler.counters import Counters, Ending
@@ -252,17 +252,20 @@ class Scheduler:
         for slo_class in classes:
             version, frontier = self._frontiers.get(slo_class.name, (-1, EMPTY))
             if version != self.version:
-                law = self.laws.of(slo_class.name)
-                probe = probe_of(
-                    slo_class,
-                    model=self.model,
-                    expected=law.conditional(0, self.max_model_len),
-                    max_prompt=self.max_model_len - 1,
-                )
-                frontier = self.policy.frontier(self.snapshot(now_s), probe)
+                frontier = self.policy.frontier(self.snapshot(now_s), self.probe(slo_class))
                 self._frontiers[slo_class.name] = (self.version, frontier)
             found[slo_class.name] = frontier
         return found
+
+    def probe(self, slo_class: SloClass) -> Probe:
+        """A class as `Policy.frontier` asks about it, with the lengths learnt so far."""
+        law = self.laws.of(slo_class.name)
+        return probe_of(
+            slo_class,
+            model=self.model,
+            expected=law.conditional(0, self.max_model_len),
+            max_prompt=self.max_model_len - 1,
+        )
 
     def backlog_s(self) -> float:
         """Seconds to prefill all that is known and not computed, one after the other."""
