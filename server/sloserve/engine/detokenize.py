@@ -14,16 +14,26 @@ class Detokenizer:
     """
     Decodes a window: the tokens since the last clean end, and those before it since the end
     before (they decide about a leading space). A clean end is where the text does not end in
-    U+FFFD. Takes two short `decode` calls a token, however long the answer.
+    U+FFFD. Takes one `decode` of about two tokens a token, however long the answer.
     """
 
-    __slots__ = ("_ids", "_num_shown", "_skip_special", "_start", "_tokenizer")
+    __slots__ = ("_ids", "_lengths", "_num_shown", "_skip_special", "_start", "_tokenizer")
 
     def __init__(
-        self, tokenizer: Tokenizer, *, before: Sequence[int] = (), skip_special: bool = True
+        self,
+        tokenizer: Tokenizer,
+        *,
+        before: Sequence[int] = (),
+        skip_special: bool = True,
+        lengths: dict[tuple[int, bool], int] | None = None,
     ) -> None:
-        """`before`: the latest tokens before the first one (the prompt's end)."""
+        """
+        `before`: the latest tokens before the first one (the prompt's end). `lengths`: the
+        characters of single tokens by (id, skip_special), to be shared by all with this
+        tokenizer.
+        """
         self._tokenizer = tokenizer
+        self._lengths = {} if lengths is None else lengths
         self._skip_special = skip_special
         self._ids = list(before)  # the window
         text = self._decode(self._ids)
@@ -44,7 +54,7 @@ class Detokenizer:
         new = text[self._num_shown :]
         self._ids = self._ids[self._start :]
         self._start = len(self._ids)
-        self._num_shown = len(self._decode(self._ids))
+        self._num_shown = self._length()
         return new
 
     def flush(self) -> str:
@@ -52,6 +62,16 @@ class Detokenizer:
         new = self._decode(self._ids)[self._num_shown :]
         self._num_shown += len(new)
         return new
+
+    def _length(self) -> int:
+        """Characters of the window's text."""
+        if len(self._ids) != 1:
+            return len(self._decode(self._ids))
+        key = (self._ids[0], self._skip_special)
+        length = self._lengths.get(key)
+        if length is None:
+            length = self._lengths[key] = len(self._decode(self._ids))
+        return length
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special=self._skip_special)

@@ -26,8 +26,15 @@ class Generation:
     )
 
     def __init__(
-        self, generate: Generate, request: Request, *, facts: ModelFacts, tokenizer: Tokenizer
+        self,
+        generate: Generate,
+        request: Request,
+        *,
+        facts: ModelFacts,
+        tokenizer: Tokenizer,
+        lengths: dict[tuple[int, bool], int],
     ) -> None:
+        """`lengths` is shared by all of one tokenizer (`Detokenizer`)."""
         sampling = generate.sampling
         self.generate = generate
         self.request = request
@@ -35,6 +42,7 @@ class Generation:
             tokenizer,
             before=generate.prompt[-CONTEXT_TOKENS:],
             skip_special=sampling.skip_special_tokens,
+            lengths=lengths,
         )
         self._stops = StopFinder(sampling.stop, include=sampling.include_stop)
         self._stages = StageTracker(generate.promise.stages, tokenizer)

@@ -52,6 +52,7 @@ class Engine:
         """Steps that broke since the last one that did not."""
         self._generations: dict[int, Generation] = {}
         self._id_of: dict[str, int] = {}
+        self._text_lengths: dict[tuple[int, bool], int] = {}
         self._ids = itertools.count(1)
         self._outbox: list[tuple[str, Event]] = []
         self._last_end_s: float | None = None  # end of the last step; None after idling
@@ -84,7 +85,11 @@ class Engine:
             streamed=generate.streamed,
         )
         self._generations[request.id] = Generation(
-            generate, request, facts=self.facts, tokenizer=self.tokenizer
+            generate,
+            request,
+            facts=self.facts,
+            tokenizer=self.tokenizer,
+            lengths=self._text_lengths,
         )
         self._id_of[generate.key] = request.id
         self.scheduler.add(request, self.clock.now_s())
