@@ -146,10 +146,11 @@ def test_the_size_of_prefill_chunks_changes_nothing(
         assert talk.output == world.greedy(talk.prompt, talk.num_output)[0]
 
 
+@pytest.mark.parametrize("family", MANDATORY)
 def test_bfloat16_stays_as_close_to_float32_as_plain_bfloat16(
-    a_world: Any, a_talk: Any, a_driver: Any
+    family: str, a_world: Any, a_talk: Any, a_driver: Any
 ) -> None:
-    world = a_world(a_config("llama"), dtype="bfloat16")
+    world = a_world(a_config(family), dtype="bfloat16")
     assert world.runner.facts.dtype == "bfloat16"
     prompt = prompts(40)[0]
     talk = a_talk(prompt, num_output=1, sampling=SamplingParams(temperature=0, logprobs=VOCABULARY))

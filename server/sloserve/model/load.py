@@ -29,7 +29,6 @@ from sloserve.slo.service import EngineSpec, ModelSpec
 _log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16
-SMALL_PARAMETERS = 20_000_000  # below, bfloat16 saves no time on a CPU: weights fit its caches
 
 OnPhase = Callable[[str, int, int], None]
 """Called with a phase's name, bytes done and bytes in total (0: not counted)."""
@@ -67,7 +66,7 @@ def load_runner(
     config = _read_config(path)
     max_model_len = _model_len(config, model.max_model_len)
     num_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    dtype = _dtype(engine.dtype, device=device, weights_bytes=num_bytes, config=config)
+    dtype = _dtype(engine.dtype, device)
     try:
         loaded = _load(path, dtype, device, max_model_len, on_phase, num_bytes)
     except Mismatch as error:
@@ -256,24 +255,17 @@ def _long_rope_limit(config: PreTrainedConfig) -> int | None:
     return min(limits) if limits else None
 
 
-def _dtype(
-    asked: str, *, device: torch.device, weights_bytes: int, config: PreTrainedConfig
-) -> torch.dtype:
+def _dtype(asked: str, device: torch.device) -> torch.dtype:
     """
-    `auto`: bfloat16 where the device computes it natively and it pays, else float32.
+    `auto`: bfloat16 where the device computes it natively, else float32.
 
-    On a CPU a small model is bound by the cost of calls, not by reading weights.
+    Natively it is faster at every size: 5M parameters on one Zen 4 core, decode of 1, 8 and 32
+    rows 10-15 % and prefill 25 %; larger models gain more, being bound by reading weights.
     """
     if asked != "auto":
         named: torch.dtype = getattr(torch, asked)
         return named
-    if not hardware.computes_bfloat16(device):
-        return torch.float32
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    num_parameters = weights_bytes // stored.itemsize
-    if device.type == "cpu" and num_parameters < SMALL_PARAMETERS:
-        return torch.float32
-    return torch.bfloat16
+    return torch.bfloat16 if hardware.computes_bfloat16(device) else torch.float32
 
 
 def _kv_budget(engine: EngineSpec, device: torch.device) -> tuple[int, str]:
