@@ -69,6 +69,7 @@ class Replay:
     seed: int = 0
     strict: bool = False  # raise at the first late token of a promised request
     truth: StepModel | None = None
+    tentative: bool = True
     now_s: float = 0.0
     steps: int = 0
     lives: dict[int, Life] = field(default_factory=dict)
@@ -155,6 +156,7 @@ class Replay:
             running=list(self.running),
             waiting=list(self.waiting),
             best_effort=list(self.best_effort),
+            tentative=self.tentative,
         )
 
     def apply(self, plan: Plan) -> None:

@@ -34,6 +34,7 @@ class Decision:
             snapshot.limits.max_batch_tokens,
             self.reserve_s,
             settings.min_chunk_tokens,
+            settings.safety,
         )
         self.num_runs = 0
         self.relegated: list[Row] = []
@@ -167,7 +168,11 @@ class Decision:
         room = self._fit(asks)
         if not room.fits and asks:
             return KV_FULL
-        return self.run(self._jobs(asks), lockstep=not room.slack)
+        jobs = self._jobs(asks)
+        guard = 1.0 - self.settings.guard_share
+        if asks and guard < 1.0:
+            jobs = [job._replace(due_s=job.due_s * guard) for job in jobs]
+        return self.run(jobs, lockstep=not room.slack)
 
     def _fit(self, asks: Sequence[Ask]) -> Fit:
         limits = self.snapshot.limits

@@ -60,6 +60,7 @@ class Machine(NamedTuple):
     max_batch_tokens: int
     reserve_s: float = 0.0  # of every step, kept free for best effort
     min_chunk: int = 1
+    safety: float = 1.0  # of the earliest decode's slack a step uses one part in so many
 
 
 class First(NamedTuple):
@@ -136,13 +137,8 @@ def play(
     steady state. With `max_steps` 1 only the first step is formed, and taken for feasible
     unless it is late itself.
     """
-    (w, a0, c1, a1, b, d, _), limit, max_tokens, reserve, min_chunk = (
-        _coefficients(machine.model),
-        machine.limit_s,
-        machine.max_batch_tokens,
-        machine.reserve_s,
-        machine.min_chunk,
-    )
+    model, limit, max_tokens, reserve, min_chunk, safety = machine
+    w, a0, c1, a1, b, d = model.w, model.a0, model.c1, model.a1, model.b, model.d
     taus = field.taus
     dues, pre = field.dues, field.pre
     # lock-step counts steps until a decode is gone, else due times of last tokens count
@@ -197,7 +193,6 @@ def play(
                     fluid = _steady(machine.model, taus, dues, rings, at, num_all, ctx_all, life)
                 if fluid and all_s <= room:
                     return Play(True, first, finished=tuple(finished))
-            cap = room if room < limit else limit
         elif jobs[j][0] < t:
             assert first is not None or t == 0.0
             return Play(
@@ -208,15 +203,16 @@ def play(
                 t - jobs[j][0],
                 tuple(finished),
             )
-        else:
-            cap = room if room < limit else limit
+        cap = room / safety
+        if cap > limit:
+            cap = limit
         look = all_s if all_s > limit else limit
 
         # 2. which decodes are in
         if lockstep or (j == num_jobs and all_s <= room):
             cut = inf
         else:
-            cut = t + cap + look
+            cut = t + safety * (cap + look)
             if all_s > room:
                 cut = _narrow(
                     t, room, cut, machine.model, dues, pre, at, rings, min(cap + look, room)
@@ -360,10 +356,6 @@ def play(
             reason = Reason.TTFT if j < num_jobs else Reason.TPOT
             late = jobs[j][1] if j < num_jobs else None
             return Play(False, first, reason, late, inf, tuple(finished))
-
-
-def _coefficients(model: StepModel) -> tuple[float, float, float, float, float, float, float]:
-    return model.w, model.a0, model.c1, model.a1, model.b, model.d, model.k2
 
 
 def _narrow(

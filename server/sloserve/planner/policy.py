@@ -61,7 +61,7 @@ class SloservePolicy:
         done = {
             ask.id
             for ask in chosen
-            if plan.tokens.get(ask.id, 0) >= (ask.job.rem if self.settings.late_commit else 1)
+            if plan.tokens.get(ask.id, 0) >= (ask.job.rem if snapshot.tentative else 1)
         }
         admitted = tuple(ask.id for ask in chosen if ask.id in done or not ask.row.may_wait)
         self._selected = {ask.id for ask in chosen}.difference(admitted)

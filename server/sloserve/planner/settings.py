@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Settings:
     """Found by replay of traces; none of them is a promise."""
 
-    step_limit_factor: float = 8.0
+    step_limit_factor: float = 10.0
     """Longest planned step, in empty steps. Without a limit newcomers' TTFT pays; too tight a
     limit pays the fixed part of a step more often."""
 
@@ -36,6 +36,10 @@ class Settings:
     verify_steps: int = 8
     """The running set is played forward again at least every so many steps while prefills run."""
 
-    late_commit: bool = False
-    """A request that may wait is told that it is admitted with its first token, not with its first
-    chunk: until then a newcomer of more value per remaining demand can take its place."""
+    guard_share: float = 0.02
+    """Part of the time to a first token's deadline that newcomers may not use up: errors of the
+    step model add up over the horizon, the margin covers one step."""
+
+    safety: float = 1.5
+    """A step uses at most one part in so many of the earliest decode's slack, and who waits keeps
+    as much more: a straggling step (+50 %) then breaks no promise."""

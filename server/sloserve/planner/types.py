@@ -84,6 +84,7 @@ class Snapshot:
     running: Sequence[Row]  # promised requests that run, in order of admission
     waiting: Sequence[Row]  # promised requests that wait for admission, in order of arrival
     best_effort: Sequence[Row]  # requests without a promise, in order of arrival
+    tentative: bool = False  # the owner also runs chunks of those who still wait (see Plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,9 @@ class Plan:
     What the next step runs, and what becomes of those who wait.
 
     `tokens` maps request id to tokens computed in this step, in batch order. A waiting request
-    that is neither `admitted` nor `infeasible` keeps waiting (deferred). The owner of the state
-    frees `preempted` first (blocks dropped, tokens kept), then applies the rest.
+    that is neither `admitted` nor `infeasible` keeps waiting (deferred). With
+    `Snapshot.tentative` it may have tokens all the same, up to the one before its first output:
+    its prefill goes on while its promise is still open. The owner of the state frees `preempted` first (blocks dropped, tokens kept), then applies the rest.
     """
 
     tokens: dict[int, int] = field(default_factory=dict)
