@@ -114,12 +114,14 @@ class FakeReplica:
         self.report = replace(self.report, **changes)
 
     def full(self) -> None:
-        """Nothing fits any more."""
-        self.says(frontier={name: Frontier(1, 0) for name in self.report.frontier}, num_running=4)
+        """Nothing fits any more, and no step beside so many keeps anybody's pace."""
+        nothing = {name: Frontier(1, 0) for name in self.report.frontier}
+        self.says(frontier=nothing, num_running=50_000)
 
     def has_room(self) -> None:
         """Everything fits."""
-        self.says(frontier={name: Frontier(1, 10_000) for name in self.report.frontier})
+        everything = {name: Frontier(1, 10_000) for name in self.report.frontier}
+        self.says(frontier=everything, num_running=0)
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**24)

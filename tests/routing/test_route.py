@@ -43,36 +43,90 @@ def test_a_replica_alone_gets_everything_at_once(a_replica: MakeReplica, an_ask:
     assert route(an_ask(), alone, RoutingState()) == Choice("a", last_hop=True)
 
 
-def test_nobody_fits_and_slack_is_left_so_it_pends(a_replica: MakeReplica, an_ask: MakeAsk) -> None:
-    busy = [a_replica(name, room=(1, 0), num_running=9) for name in "ab"]
-    choice = route(an_ask(age_s=0.3), busy, RoutingState())
-    assert choice.replica is None
-    assert choice.pend_s == pytest.approx(1.0 - 0.3 - (0.010 + 0.100))
+CROWD = 60
+"""So many that no step beside them is shorter than 50 ms: w = 10 ms, 1 ms a token."""
 
 
-def test_nobody_fits_and_no_slack_is_left_so_the_last_hop_decides(
+def test_who_fits_nowhere_now_waits_where_its_planner_can_see_it(
     a_replica: MakeReplica, an_ask: MakeAsk
 ) -> None:
     busy = [
         a_replica("a", room=(1, 0), num_running=9, waiting_prefill_tokens=500),
         a_replica("b", room=(1, 0), num_running=9),
     ]
+    assert route(an_ask(), busy, RoutingState()) == Choice("b", last_hop=True)
+
+
+def test_a_replica_where_it_fits_is_worth_some_company(
+    a_replica: MakeReplica, an_ask: MakeAsk
+) -> None:
+    replicas = [
+        a_replica("fits", num_running=8, tightest_tpot_s=0.05),
+        a_replica("not", room=(1, 0), num_running=2, tightest_tpot_s=0.05),
+    ]
+    assert route(an_ask(), replicas, RoutingState()) == Choice("fits", last_hop=False)
+
+
+def test_where_the_queue_alone_breaks_its_promise_it_does_not_wait(
+    a_replica: MakeReplica, an_ask: MakeAsk
+) -> None:
+    replicas = [
+        a_replica("queue", room=(1, 0), num_running=1, waiting_prefill_tokens=950),
+        a_replica("busy", room=(1, 0), num_running=30),
+    ]
+    assert route(an_ask(), replicas, RoutingState()) == Choice("busy", last_hop=True)
+
+
+def test_when_too_many_run_everywhere_and_slack_is_left_it_pends(
+    a_replica: MakeReplica, an_ask: MakeAsk
+) -> None:
+    crowds = [a_replica(name, room=(1, 0), num_running=CROWD) for name in "ab"]
+    choice = route(an_ask(age_s=0.3), crowds, RoutingState())
+    assert choice.replica is None
+    assert choice.pend_s == pytest.approx(1.0 - 0.3 - (0.010 + 0.100))
+
+
+def test_who_was_declined_everywhere_pends_until_they_report_again(
+    a_replica: MakeReplica, an_ask: MakeAsk
+) -> None:
+    replicas = [a_replica(name) for name in "ab"]
+    declined = an_ask(exclude=frozenset("ab"), hops=2)
+    assert route(declined, replicas, RoutingState()).pend_s > 0
+    assert route(an_ask(exclude=frozenset("a")), replicas, RoutingState()).replica == "b"
+
+
+def test_when_no_slack_is_left_the_last_hop_decides(
+    a_replica: MakeReplica, an_ask: MakeAsk
+) -> None:
+    busy = [
+        a_replica("a", room=(1, 0), num_running=CROWD, waiting_prefill_tokens=500),
+        a_replica("b", room=(1, 0), num_running=CROWD),
+    ]
     assert route(an_ask(age_s=0.95), busy, RoutingState()) == Choice("b", last_hop=True)
     declined = an_ask(age_s=0.95, exclude=frozenset("ab"))
     assert route(declined, busy, RoutingState()) == Choice("b", last_hop=True)
 
 
-def test_waiting_that_can_not_help_is_spared(a_replica: MakeReplica, an_ask: MakeAsk) -> None:
-    idle_but_unable = [a_replica("a", room=(1, 50)), a_replica("b", room=(1, 50), num_running=1)]
-    assert route(an_ask(), idle_but_unable, RoutingState()).last_hop
-    busy = [a_replica(name, room=(1, 50), num_running=1) for name in "ab"]
-    assert route(an_ask(), busy, RoutingState()).pend_s > 0
-    assert route(an_ask(max_prompt_tokens=100), busy, RoutingState()).last_hop
+def test_what_does_not_fit_an_idle_replica_is_not_made_to_wait(
+    a_replica: MakeReplica, an_ask: MakeAsk
+) -> None:
+    replicas = [a_replica("a", room=(1, 50)), a_replica("b", room=(1, 50), num_running=CROWD)]
+    assert route(an_ask(), replicas, RoutingState()) == Choice("a", last_hop=True)
+    busy = [a_replica("a", room=(1, 50)), a_replica("b", room=(1, 50), num_running=5)]
+    assert route(an_ask(), busy, RoutingState()) == Choice("b", last_hop=True)
+
+
+def test_a_prompt_too_long_for_anybody_is_refused_at_once(
+    a_replica: MakeReplica, an_ask: MakeAsk
+) -> None:
+    replicas = [a_replica(name, num_running=3) for name in "ab"]
+    long = an_ask(num_prompt_tokens=5000, max_prompt_tokens=4096)
+    assert route(long, replicas, RoutingState()).last_hop
 
 
 def test_a_stale_report_is_never_headroom(a_replica: MakeReplica, an_ask: MakeAsk) -> None:
-    replicas = [a_replica("a", age_s=1.5), a_replica("b", room=(1, 0), num_running=1),
-                a_replica("c", room=(1, 0), num_running=1)]  # fmt: skip
+    replicas = [a_replica("a", age_s=1.5), a_replica("b", room=(1, 0), num_running=CROWD),
+                a_replica("c", room=(1, 0), num_running=CROWD)]  # fmt: skip
     assert route(an_ask(), replicas, RoutingState()).pend_s > 0
 
 
@@ -105,14 +159,15 @@ def test_what_was_sent_since_the_report_shrinks_the_frontier(
     a_replica: MakeReplica, an_ask: MakeAsk
 ) -> None:
     replicas = [a_replica("a", room=(1, 300), unreported_tokens=250.0, num_inflight=3),
-                a_replica("b", room=(1, 100), num_running=50)]  # fmt: skip
+                a_replica("b", room=(1, 100), num_running=12, tightest_tpot_s=0.05)]  # fmt: skip
     assert route(an_ask(), replicas, RoutingState()).replica == "b"
 
 
 def test_age_and_tightened_targets_shrink_the_frontier_too(
     a_replica: MakeReplica, an_ask: MakeAsk
 ) -> None:
-    replicas = [a_replica("a", room=(1, 300)), a_replica("b", room=(1, 900), num_running=50)]
+    replicas = [a_replica("a", room=(1, 300), num_running=1, tightest_tpot_s=0.05),
+                a_replica("b", room=(1, 900), num_running=6, tightest_tpot_s=0.05)]  # fmt: skip
     assert route(an_ask(), replicas, RoutingState()).replica == "a"
     assert route(an_ask(age_s=0.25), replicas, RoutingState()).replica == "b"
     assert route(an_ask(tightened_s=0.25), replicas, RoutingState()).replica == "b"

@@ -1,19 +1,23 @@
 """
 Filter, score, pick (the design of the gateway, section 4).
 
-    fresh and ready, frontier holds the prompt   -> the cheapest; it may decline, then the next
-    nobody, and slack is left                    -> pend, ask again at the next report
-    nobody, and no slack (or waiting can't help) -> the cheapest, on the last hop: it decides
-    reports all stale                            -> unknown: least in flight
-    one replica alone                            -> there, on the last hop: its planner should see
-                                                    every request that waits, and nobody else can
-                                                    take it anyway
+    fresh, ready, and its frontier holds the prompt  -> a candidate; declined there, the next one
+    it does not, it is busy, waiting there may do    -> a candidate on the last hop, dearer: its
+                                                        planner should see who waits
+    else, where only too many run beside it, and     -> pend here, ask again at the next report
+    slack is left; or everybody just declined it
+    else                                             -> the cheapest on the last hop: it decides
+    reports all stale                                -> unknown: least in flight
+    one replica alone                                -> there, on the last hop
+
+A frontier is a moment: between two chunks of a prefill it may be empty. Waiting here for the next
+one keeps promises worse than waiting in the queue of a replica, whose planner then knows of it.
 """
 
 from collections.abc import Sequence
 
 from sloserve.errors import Reason
-from sloserve.routing.score import cost_s, fits
+from sloserve.routing.score import cost_s, crowded, fits, may_wait
 from sloserve.routing.state import RoutingState
 from sloserve.routing.types import Ask, Choice, Replica, nobody_ready
 
@@ -33,13 +37,16 @@ def route(ask: Ask, replicas: Sequence[Replica], state: RoutingState) -> Choice:
         chosen = min(left, key=lambda r: (r.num_inflight, r.name))
         return Choice(chosen.name, last_hop=last_hop or len(left) == 1)
     fitting = [r for r in left if fits(ask, r)]
-    if fitting:
-        return Choice(_cheapest(ask, fitting, state), last_hop=last_hop)
-    if not _hopeless(ask, left):
-        waiting = _wait(ask, pool)
-        if waiting.pend_s > 0.0:
-            return waiting
-    return Choice(_cheapest(ask, left or pool, state), last_hop=True)
+    waiting = [r for r in left if r not in fitting and may_wait(ask, r)]
+    able = [r for r in waiting if not r.idle and not crowded(ask, r)]
+    if fitting or able:
+        chosen = _cheapest(ask, fitting, able, state)
+        return Choice(chosen.name, last_hop=last_hop or chosen not in fitting)
+    if not left or (waiting and not any(r.idle for r in waiting)):
+        wait = _wait(ask, pool)
+        if wait.pend_s > 0.0:
+            return wait
+    return Choice(_cheapest(ask, (), left or pool, state).name, last_hop=True)
 
 
 def _wait(ask: Ask, pool: Sequence[Replica]) -> Choice:
@@ -47,23 +54,24 @@ def _wait(ask: Ask, pool: Sequence[Replica]) -> Choice:
     return Choice(pend_s=max(0.0, slack_s), reason=Reason.REPLICAS)
 
 
-def _hopeless(ask: Ask, left: Sequence[Replica]) -> bool:
-    """Waiting can't help: an idle replica can't either, or the prompt is too long anywhere."""
-    if ask.max_prompt_tokens is not None and ask.num_prompt_tokens >= ask.max_prompt_tokens:
-        return True
-    return any(r.idle for r in left)
-
-
-def _cheapest(ask: Ask, candidates: Sequence[Replica], state: RoutingState) -> str:
-    if len(candidates) == 1:
-        return candidates[0].name
+def _cheapest(
+    ask: Ask, fitting: Sequence[Replica], others: Sequence[Replica], state: RoutingState
+) -> Replica:
+    if len(fitting) + len(others) == 1:
+        return (*fitting, *others)[0]
     seen = state.affinity.recall(ask.session, ask.prefixes)
     expected_output = state.expected_output(ask.slo_class)
     spread = state.overloaded
 
-    def key(r: Replica) -> tuple[float, int, str]:
-        saved = seen[1] if seen is not None and seen[0] == r.name else 0
-        cost = cost_s(ask, r, expected_output=expected_output, saved_tokens=saved, spread=spread)
-        return cost, r.num_inflight, r.name
+    def key(r: Replica) -> tuple[float, bool, int, str]:
+        cost = cost_s(
+            ask,
+            r,
+            fits=r in fitting,
+            expected_output=expected_output,
+            saved_tokens=seen[1] if seen is not None and seen[0] == r.name else 0,
+            spread=spread,
+        )
+        return cost, r not in fitting, r.num_inflight, r.name
 
-    return min(candidates, key=key).name
+    return min((*fitting, *others), key=key)

@@ -11,9 +11,9 @@ def fits(ask: Ask, replica: Replica) -> bool:
     The frontier speaks of a request that arrives now; this one is `age_s` old, may ask for less
     time than its class, and stands behind prompts sent since the report. That delay D costs an
     absolute TTFT D / (seconds per prompt token) tokens at the upper end, unless that end is the
-    model's own length and not time's; for any TTFT, what is
-    left must still cover the prompt's own service time. A class that the report does not know
-    yet (added live) fits as far as that goes.
+    model's own length and not time's; for any TTFT, what is left must still cover the prompt's
+    own service time. A class that the report does not know yet (added live) fits as far as that
+    goes.
     """
     report = replica.report
     assert report is not None
@@ -46,8 +46,38 @@ def _capped(ask: Ask, report: Report) -> bool:
     return end == max(ends) and ends.count(end) > 1
 
 
+def may_wait(ask: Ask, replica: Replica) -> bool:
+    """
+    Whether waiting there could keep the promise, although it does not fit now.
+
+    What is queued there before it, and its own service, must end within its TTFT.
+    """
+    report = replica.report
+    assert report is not None
+    queued = report.waiting_prefill_tokens + replica.unreported_tokens
+    return queued * report.zero_load_per_token_s <= ask.slack_s(report)
+
+
+def crowded(ask: Ask, replica: Replica) -> bool:
+    """
+    Whether so many run there that no step beside them is short enough for the class's TPOT.
+
+    w + (R + 1) * (seconds per token) is less than any such step takes.
+    """
+    report = replica.report
+    assert report is not None
+    step_s = (_num_company(replica) + 1) * report.zero_load_per_token_s
+    return step_s + report.zero_load_fixed_s > ask.tpot_s
+
+
 def cost_s(
-    ask: Ask, replica: Replica, *, expected_output: float, saved_tokens: int, spread: bool
+    ask: Ask,
+    replica: Replica,
+    *,
+    fits: bool,
+    expected_output: float,
+    saved_tokens: int,
+    spread: bool,
 ) -> float:
     """
     Replica-seconds lost by sending it there.
@@ -58,25 +88,33 @@ def cost_s(
 
     n = expected output tokens, R = requests running there, τ = the class's tightest TPOT,
     w = fixed seconds of a step: of every τ seconds, w are lost to tokens, so a tighter τ than
-    the tightest that runs takes supply from everybody. An idle replica has all to lose, and
-    company costs as much once R * (s per token) = w: requests are packed until a batch is
-    compute-bound, and spread beyond. `spread` (overload) leaves the supply out.
+    the tightest that runs takes supply from everybody. An idle replica has all to lose, as has
+    one where it does not fit and must wait; company costs as much once R * (s per token) = w:
+    requests are packed until a batch is compute-bound, and spread beyond. `spread` (overload)
+    leaves the supply out.
     """
     report = replica.report
     assert report is not None
     per_token_s = report.zero_load_per_token_s
     queued = report.waiting_prefill_tokens + replica.unreported_tokens
-    num_company = max(report.num_running + report.num_waiting, replica.num_inflight)
     cost = (queued + max(0, ask.num_prompt_tokens - saved_tokens)) * per_token_s
-    cost += expected_output * num_company * per_token_s
+    cost += expected_output * _num_company(replica) * per_token_s
     if not spread:
-        cost += expected_output * _supply_lost(ask.tpot_s, report) * ask.tpot_s
+        running_s = report.tightest_tpot_s if fits else 0.0
+        lost = _supply_lost(ask.tpot_s, running_s, fixed_s=report.zero_load_fixed_s)
+        cost += expected_output * lost * ask.tpot_s
     return cost
 
 
-def _supply_lost(tpot_s: float, report: Report) -> float:
-    running_s = report.tightest_tpot_s
+def _num_company(replica: Replica) -> int:
+    report = replica.report
+    assert report is not None
+    return max(report.num_running + report.num_waiting, replica.num_inflight)
+
+
+def _supply_lost(tpot_s: float, running_s: float, *, fixed_s: float) -> float:
+    """The share of a replica's tokens lost by going from steps of `running_s` to `tpot_s`."""
     if tpot_s <= 0.0 or 0.0 < running_s <= tpot_s:
         return 0.0
-    lost = min(1.0, report.zero_load_fixed_s / tpot_s)
-    return lost - (min(1.0, report.zero_load_fixed_s / running_s) if running_s > 0.0 else 0.0)
+    lost = min(1.0, fixed_s / tpot_s)
+    return lost - (min(1.0, fixed_s / running_s) if running_s > 0.0 else 0.0)

@@ -42,7 +42,7 @@ class Replica:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs or waits there."""
+        """Whether nothing runs or waits there: what does not fit now never will."""
         return (
             self.report is not None
             and self.report.num_running == 0
@@ -67,7 +67,7 @@ class Ask:
     tpot_s: float  # the tightest of its stages
     age_s: float = 0.0  # since arrival
     tightened_s: float = 0.0  # how much less TTFT it asks for than its class
-    max_prompt_tokens: int | None = None  # longer is bad input anywhere
+    max_prompt_tokens: int | None = None  # the model's length, where it is known
     session: str = ""
     prefixes: tuple[tuple[int, int], ...] = ()
     exclude: frozenset[str] = frozenset()
