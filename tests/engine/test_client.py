@@ -228,6 +228,43 @@ def test_when_the_thread_dies_nobody_waits_forever(serving: Any, an_ask: Any, sc
     asyncio.run(main())
 
 
+def test_a_request_that_can_not_be_taken_in_breaks_alone(serving: Any, an_ask: Any) -> None:
+    async def main() -> None:
+        async with serving() as client:
+            poisoned = an_ask(max_tokens=5, stop=None)
+            answer, other = await asyncio.gather(
+                read(client, poisoned), read(client, an_ask(max_tokens=5))
+            )
+            assert isinstance(answer[0], Broken)
+            assert len(other) == 6
+
+    asyncio.run(main())
+
+
+def test_a_frontier_that_takes_long_delays_no_token(serving: Any, an_ask: Any) -> None:
+    async def main() -> None:
+        async with serving() as client:
+            await until(lambda: client.report().frontier)
+            old = client.report()
+            entered, leave = threading.Event(), threading.Event()
+            frontier = client.scheduler.policy.frontier
+
+            def slow(*args: Any) -> Any:
+                entered.set()
+                assert leave.wait(20)
+                return frontier(*args)
+
+            client.scheduler.policy.frontier = slow
+            assert len(await read(client, an_ask(max_tokens=50))) == 51
+            assert entered.wait(5)
+            assert len(await read(client, an_ask(max_tokens=50))) == 51
+            assert client.report() is old
+            leave.set()
+            await until(lambda: client.report() is not old)
+
+    asyncio.run(main())
+
+
 def test_a_loop_that_stands_still_with_work_waiting_is_stalled(
     serving: Any, an_ask: Any, script: Any
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from sloserve.engine.events import Broken, Chunk, Decided
 from sloserve.engine.sim import SimRunner
 from sloserve.errors import Reason
+from sloserve.perf import StepModel
 from sloserve.slo import Decision, OnInfeasible
 
 
@@ -160,3 +161,19 @@ def test_noise_and_stragglers_are_the_same_for_the_same_seed(a_bench: Any, an_as
     assert actual(1) == actual(1)
     assert actual(1) != actual(2)
     assert max(actual(1)) > 1.3 * min(actual(1))
+
+
+def test_a_simulated_step_takes_what_the_scheduler_predicts(a_bench: Any, an_ask: Any) -> None:
+    model = StepModel(w=0.01, a0=1e-5, c1=0.002, a1=2e-4, b=1e-6, d=1e-7)
+    bench = a_bench()
+    bench.engine.scheduler.model = model
+    bench.engine.runner = SimRunner(model, bench.engine.facts, bench.clock)
+    for i in range(12):
+        bench.engine.add(an_ask("x" * (1 + 29 * i), max_tokens=30))
+        bench.engine.turn()
+    bench.run()
+    records = bench.engine.timeline.since(0)
+    assert any(record.num_decodes and record.num_prefill_tokens for record in records)
+    ratio = bench.engine.scheduler.correction.ratio
+    assert abs(ratio - 1) < 1e-9
+    assert all(abs(r.actual_s - r.predicted_s) < 1e-9 for r in records)

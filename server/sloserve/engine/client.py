@@ -283,17 +283,18 @@ class EngineClient:
             raise Unavailable(Reason.LOADING, "the model is not loaded yet", retry_after_s=5.0)
         if not thread.alive:
             raise Failed("the engine ended")
-        facts, num_prompt = thread.engine.facts, len(generate.prompt)
+        num_prompt = len(generate.prompt)
         max_tokens = generate.sampling.max_tokens
         if num_prompt == 0:
             raise BadInput("the prompt has no tokens", field="prompt")
         if max_tokens < 1:
             raise BadInput(f"must be at least 1, not {max_tokens}", field="max_tokens")
-        if num_prompt + max_tokens > facts.max_model_len:
+        room = thread.engine.scheduler.max_model_len
+        if num_prompt + max_tokens > room:
             raise BadInput(
                 f"{num_prompt} prompt tokens and max_tokens {max_tokens} are"
-                f" {num_prompt + max_tokens}, this model takes {facts.max_model_len}",
-                field="prompt" if num_prompt >= facts.max_model_len else "max_tokens",
+                f" {num_prompt + max_tokens}, this replica takes {room}",
+                field="prompt" if num_prompt >= room else "max_tokens",
             )
         if generate.key in self._streams:
             raise BadInput(f"{generate.key!r} is in use", field="request id")

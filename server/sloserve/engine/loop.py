@@ -70,7 +70,14 @@ class Engine:
     # --- the inbox ----------------------------------------------------------------------------
 
     def add(self, generate: Generate) -> None:
-        """A new request. Its decision comes with the next turn."""
+        """A new request. Its decision comes with the next turn; Broken, should this fail."""
+        try:
+            self._add(generate)
+        except Exception as error:
+            log.error("a request could not be taken in", exc_info=error)
+            self._outbox.append((generate.key, _broken(error)))
+
+    def _add(self, generate: Generate) -> None:
         sampling = generate.sampling
         request = Request(
             id=next(self._ids),
@@ -84,15 +91,16 @@ class Engine:
             reuse_prefix=sampling.prompt_logprobs is None,  # those need every position computed
             streamed=generate.streamed,
         )
-        self._generations[request.id] = Generation(
+        generation = Generation(
             generate,
             request,
             facts=self.facts,
             tokenizer=self.tokenizer,
             lengths=self._text_lengths,
         )
-        self._id_of[generate.key] = request.id
         self.scheduler.add(request, self.clock.now_s())
+        self._generations[request.id] = generation
+        self._id_of[generate.key] = request.id
 
     def cancel(self, key: str, *, reason: Reason = Reason.CLIENT_GONE) -> None:
         """The client gave up, or was given up; no further event is emitted for it."""
@@ -221,8 +229,7 @@ class Engine:
 
     def _break(self, request_id: int, error: BaseException) -> None:
         key = self._generations[request_id].generate.key
-        text = f"the engine failed: {type(error).__name__}: {error}"
-        self._outbox.append((key, Broken(Reason.NONE, text)))
+        self._outbox.append((key, _broken(error)))
         self.scheduler.abort(request_id, self.clock.now_s())
         self._forget(request_id)
 
@@ -234,3 +241,7 @@ class Engine:
         if self._outbox:
             events, self._outbox = self._outbox, []
             self.emit(events)
+
+
+def _broken(error: BaseException) -> Broken:
+    return Broken(Reason.NONE, f"the engine failed: {type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ from sloserve.scheduler.counters import Counters, Ending
 from sloserve.scheduler.emission import emit
 from sloserve.scheduler.holdings import Holdings
 from sloserve.scheduler.learning import Correction, Law, Laws
+from sloserve.scheduler.placing import Placing
 from sloserve.scheduler.queues import Queues
 from sloserve.scheduler.report import probe_of
 from sloserve.scheduler.request import Request, Status
@@ -77,6 +78,7 @@ class Scheduler:
         self._assert_promises = assert_promises
         self.queues = Queues()
         self._frontiers: dict[str, tuple[int, Frontier]] = {}  # by class: version, answer
+        self._placing = Placing(self.requests, self.queues, self.holdings, self.counters)
         self._decisions: list[tuple[Request, Decision, Verdict | None]] = []
         self._num_plans = 0
         self._in_flight: Batch | None = None
@@ -144,12 +146,12 @@ class Scheduler:
             self._num_plans += 1
             num_best_effort = self.num_best_effort
             self._apply(plan, now_s)
-            rows, num_starved = self._fill(plan)
+            rows, num_starved = self._placing.fill(plan.tokens, plan=self._num_plans)
             if rows:
                 return self._begin(rows, now_s)
             if again and self.num_best_effort > num_best_effort:
                 again = False  # somebody became best effort just now, and may run at once
-            elif not ((num_starved or not plan.tokens) and self._break_deadlock()):
+            elif not ((num_starved or not plan.tokens) and self._placing.break_deadlock()):
                 break
         return None
 
@@ -289,7 +291,7 @@ class Scheduler:
         for request_id in plan.preempted:
             request = self._expect(request_id, request_id not in self.holdings.unstarted)
             if request is not None:
-                self._preempt(request)
+                self._placing.preempt(request)
         for request_id in plan.relegated:
             request = self._expect(request_id, request_id in self.queues.promised)
             if request is not None:
@@ -318,46 +320,6 @@ class Scheduler:
                 self.queues.remove(request)
                 self._refuse(request, verdict, now_s)
 
-    def _fill(self, plan: Plan) -> tuple[list[BatchRow], int]:
-        """
-        The plan's rows with their blocks, and how many found none and were dropped.
-
-        A request without a decision may compute, but not emit: its first token comes after its
-        promise.
-        """
-        starting = [i for i in plan.tokens if i in self.holdings.unstarted]
-        for request_id in starting:  # before anyone allocates: that could evict the prefix
-            self._start(self.requests[request_id])
-        rows: list[BatchRow] = []
-        placed: set[int] = set()
-        num_starved = 0
-        requests, block_size = self.requests, self.limits.block_size
-        for request_id, count in plan.tokens.items():  # per row and step: kept lean
-            request = requests.get(request_id)
-            if request is None or count <= 0:
-                self.counters.num_policy_errors += 1
-                continue
-            if request.status is not Status.RUNNING:
-                continue
-            row = request.row
-            start, known = row.num_computed, row.num_known
-            end = min(start + count, known)
-            if end == known and request.decision is None:
-                self.counters.num_policy_errors += 1
-                continue
-            short = end > row.num_blocks * block_size
-            if short and not self._grow(request, end, placed):
-                num_starved += 1
-                continue
-            placed.add(request_id)
-            decodes = row.num_output > 0 and known - start == 1
-            rows.append(BatchRow(request, start, end - start, end == known, decodes))
-        for request_id in starting:  # nothing came of it: give the prefix back
-            request = self.requests[request_id]
-            if request_id not in placed and request.status is Status.RUNNING:
-                self._give_up(request)
-        return rows, num_starved
-
     def _begin(self, rows: list[BatchRow], now_s: float) -> Batch:
         batch = make_batch(rows, model=self.model, ratio=self.correction.ratio, planned_s=now_s)
         for row in rows:
@@ -365,31 +327,6 @@ class Scheduler:
         self._in_flight = batch
         self.version += 1
         return batch
-
-    def _grow(self, request: Request, num_tokens: int, placed: set[int]) -> bool:
-        """Hold blocks for so many tokens; who has no promise gives way, the latest first."""
-        if self.holdings.grow(request, num_tokens):
-            return True
-        self.counters.num_policy_errors += 1
-        for row in self.queues.without_promise():
-            victim = self.requests[row.id]
-            if victim.blocks and row.id not in placed and victim is not request:
-                self._preempt(victim)
-                if self.holdings.grow(request, num_tokens):
-                    return True
-        return False
-
-    def _break_deadlock(self) -> bool:
-        """
-        Nothing runs, and somebody holds blocks that others need: the last one gives its own up.
-        False: nobody has any. A policy that sees to this itself never gets here.
-        """
-        for row in (*self.queues.without_promise(), *reversed(self.queues.promised_rows)):
-            if row.id not in self.holdings.unstarted:
-                self.counters.num_policy_errors += 1
-                self._preempt(self.requests[row.id])
-                return True
-        return False
 
     # --- moves of one request -----------------------------------------------------------------
 
@@ -427,24 +364,6 @@ class Scheduler:
             del self.requests[request.id]
             self.holdings.release(request)
             self._decline(request, verdict, now_s)
-
-    def _start(self, request: Request) -> None:
-        self.holdings.start(request)
-        request.begun_at_plan = request.begun_at_plan or self._num_plans
-        request.row.running = request.decision is not None
-        if request.reuse_prefix and request.num_output == 0 and request.num_preemptions == 0:
-            request.num_cached = request.num_computed
-            self.blocks.num_queried_tokens += request.num_prompt
-            self.blocks.num_hit_tokens += request.num_cached
-
-    def _give_up(self, request: Request) -> None:
-        self.holdings.give_up(request)
-        request.row.running = request.id in self.queues.promised
-
-    def _preempt(self, request: Request) -> None:
-        self._give_up(request)
-        request.num_preemptions += 1
-        self.counters.num_preemptions += 1
 
     def _append(self, request: Request, outcome: Outcome, end_s: float) -> None:
         """One more token, and perhaps the end."""
