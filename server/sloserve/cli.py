@@ -249,8 +249,24 @@ def _listen(parser: argparse.ArgumentParser, default: str) -> None:
 
 def _policy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--policy", default="sloserve", choices=POLICIES, help="scheduling policy (%(default)s)"
+        "--policy",
+        default="sloserve",
+        type=_known_policy,
+        metavar="NAME[:KEY=NUMBER,...]",
+        help=f"scheduling policy: {', '.join(POLICIES)} (default %(default)s); parameters as in "
+        "fcfs:max_batch_tokens=256",
     )
+
+
+def _known_policy(text: str) -> str:
+    """Refused here, before anything starts, when there is no such policy or parameter."""
+    from sloserve.planner.policies import make_policy
+
+    try:
+        make_policy(text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+    return text
 
 
 def _profile(parser: argparse.ArgumentParser, what: str) -> None:

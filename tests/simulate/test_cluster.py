@@ -132,7 +132,8 @@ def test_three_replicas_serve_what_one_can_not(
     load = mix.at_rate(90.0)
     one = simulated(load, settings).all.attained
     three = simulated(load, replace(settings, replicas=3, router=router)).all
-    assert three.attained > 1.4 * one
+    assert three.attained > 1.1 * one
+    assert three.attainment > 0.95
     assert three.offered == len(load)
     assert sum(three.endings.values()) == len(load)
 

@@ -5,13 +5,7 @@ from pathlib import Path
 import pytest
 
 from sloserve.errors import BadInput
-from sloserve.simulate.command import (
-    add_capacity_arguments,
-    add_simulate_arguments,
-    parse_policy,
-    run_capacity,
-    run_simulate,
-)
+from sloserve.simulate.command import add_simulate_arguments, run_simulate
 
 MANIFEST = """
 apiVersion: sloserve.io/v1alpha1
@@ -38,12 +32,6 @@ def simulate(*arguments: str) -> int:
     return run_simulate(parser.parse_args(["--plain", *arguments]))
 
 
-def capacity(*arguments: str) -> int:
-    parser = ArgumentParser()
-    add_capacity_arguments(parser)
-    return run_capacity(parser.parse_args(["--plain", *arguments]))
-
-
 def test_simulate_reports_every_policy_at_every_rate(
     manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,7 +42,9 @@ def test_simulate_reports_every_policy_at_every_rate(
     arguments += ["--json", str(report), "--png", str(picture)]
     assert simulate(*arguments) == 0
     written = json.loads(report.read_text())
-    assert [w["policy"] for w in written["windows"]] == ["sloserve"] * 2 + ["fcfs"] * 2
+    assert [w["policy"] for w in written["windows"]] == ["sloserve"] * 2 + [
+        "fcfs:max_batch_tokens=512"
+    ] * 2
     assert picture.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "Azure 2023 coding" in printed
@@ -65,7 +55,7 @@ def test_capacity_finds_the_highest_rate_of_each_policy(manifest: str, tmp_path:
     report = tmp_path / "c.json"
     arguments = ["-f", manifest, "--trace", "synthetic:requests=150,prompt=900,output=20"]
     arguments += ["--policy", "fcfs", "--rate", "10", "--tolerance", "0.2", "--json", str(report)]
-    assert capacity(*arguments) == 0
+    assert simulate("--sweep", *arguments) == 0
     (found,) = json.loads(report.read_text())["capacities"]
     held = [rate for rate, share in found["tried"] if share >= 0.9]
     assert found["rate"] == max(r for r in held if r <= found["rate"])
@@ -75,7 +65,7 @@ def test_capacity_finds_the_highest_rate_of_each_policy(manifest: str, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--policy", "lifo"], "'lifo' is not a policy; known: sloserve"),
+        (["--policy", "lifo"], "unknown policy 'lifo'; one of sloserve"),
         (["--policy", "fcfs:max_batch_tokens=many"], "not key=number"),
         (["--policy", "fcfs:colour=1"], "does not take these"),
         (["--profile", "abacus"], "abacus"),
@@ -94,8 +84,3 @@ def test_a_manifest_without_step_times_asks_for_a_profile(tmp_path: Path) -> Non
     path.write_text(MANIFEST.replace("builtin://sim?profile=h200", "builtin://tiny"))
     with pytest.raises(BadInput, match="give --profile"):
         simulate("-f", str(path))
-
-
-def test_policies_are_parsed_with_their_parameters() -> None:
-    name, params = parse_policy("edf-drop:max_batch_tokens=256,safety=1.1")
-    assert (name, params) == ("edf-drop", {"max_batch_tokens": 256, "safety": 1.1})

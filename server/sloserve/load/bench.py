@@ -19,6 +19,7 @@ from sloserve.load.inline import classes_from_service, parse_class
 from sloserve.load.options import (
     LoadOptions,
     add_load_arguments,
+    add_sweep_arguments,
     api_key,
     load_options,
     read_service,
@@ -60,10 +61,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         "--drain", type=float, default=120.0, help="seconds to wait for the last answers"
     )
     add_load_arguments(parser)
-    sweep = parser.add_argument_group("search")
-    sweep.add_argument("--sweep", action="store_true", help="find the highest rate that holds")
-    sweep.add_argument("--target", type=float, default=0.9, help="strict attainment to hold (0.9)")
-    sweep.add_argument("--tolerance", type=float, default=0.05, help="relative step of it (0.05)")
+    add_sweep_arguments(parser, tolerance=0.05)
     parser.add_argument(
         "--resume", action="store_true", help="keep the windows that --json FILE already holds"
     )
@@ -135,7 +133,8 @@ class _Run:
         """Print a window."""
         title = f"{self.trace.name} at {window.rate:.3g} requests/s for {window.duration_s:.0f} s"
         if self.plain:
-            self.console.print(plain_window(window, title=title), highlight=False, markup=False)
+            text = plain_window(window, title=title)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print_window(self.console, window, title=title)
 

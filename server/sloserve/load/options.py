@@ -113,6 +113,18 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--plain", action="store_true", help="plain text instead of tables")
 
 
+def add_sweep_arguments(parser: argparse.ArgumentParser, *, tolerance: float) -> None:
+    """The arguments of a search for the highest rate that holds."""
+    sweep = parser.add_argument_group("search")
+    sweep.add_argument(
+        "--sweep", action="store_true", help="find the highest rate that holds, from --rate on"
+    )
+    sweep.add_argument("--target", type=float, default=0.9, help="strict attainment to hold (0.9)")
+    sweep.add_argument(
+        "--tolerance", type=float, default=tolerance, help="relative step of it (%(default)s)"
+    )
+
+
 def load_options(args: argparse.Namespace, *, max_total_tokens: int | None) -> LoadOptions:
     """The load that the arguments describe; raises BadInput."""
     for name, least in (("repeats", 1), ("duration", 1e-3), ("max_len", 2)):

@@ -45,7 +45,7 @@ def make_policy(name: str, **params: float | int | None) -> Policy:
         "edf-drop": lambda **p: Edf(drop=True, **p),
     }
     name, given = parse_policy(name)
-    params = given | params
+    params = {**given, **params}
     try:
         return makers[name](**params)
     except TypeError as error:

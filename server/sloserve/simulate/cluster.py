@@ -213,7 +213,7 @@ class Cluster:
         scheduler = Scheduler(
             self._new_policy(),
             s.model,
-            OnlineCorrection(),
+            OnlineCorrection(start_margin_s=0.0 if s.strict else s.start_margin_s),
             Limits(
                 block_size=s.block_size,
                 num_blocks=s.num_blocks,

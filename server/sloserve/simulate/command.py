@@ -1,6 +1,7 @@
-"""`sloserve simulate` and `sloserve capacity`: the service on a virtual clock."""
+"""`sloserve simulate`: the service on a virtual clock."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -9,11 +10,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sloserve.errors import BadInput
-from sloserve.load.options import add_load_arguments, load_options, read_service
+from sloserve.load.options import (
+    add_load_arguments,
+    add_sweep_arguments,
+    load_options,
+    read_service,
+)
 from sloserve.load.report import Capacity, Report, Window, write_json
 from sloserve.load.tables import plain_window, print_capacities, print_window
 from sloserve.perf import Profile, load_profile
-from sloserve.planner.policies import POLICIES
+from sloserve.planner.policies import POLICIES, parse_policy
 from sloserve.routing import ROUTERS
 from sloserve.simulate.run import Scenario, find_capacity
 from sloserve.simulate.settings import Lengths, SimSettings
@@ -35,7 +41,7 @@ def add_simulate_arguments(parser: argparse.ArgumentParser) -> None:
     service.add_argument(
         "--policy",
         default="sloserve",
-        metavar="NAME[:key=value,...][ NAME...]",
+        metavar="NAME[:KEY=NUMBER,...][ NAME...]",
         help=f"policies, separated by blanks: {', '.join(POLICIES)} (default %(default)s)",
     )
     service.add_argument(
@@ -62,92 +68,71 @@ def add_simulate_arguments(parser: argparse.ArgumentParser) -> None:
     truth.add_argument("--way-in-ms", type=float, default=0.0, help="client to replica (0)")
     truth.add_argument("--way-out-ms", type=float, default=0.0, help="replica to client (0)")
     add_load_arguments(parser)
-    parser.add_argument("--target", type=float, default=0.9, help="strict attainment to hold (0.9)")
-
-
-def add_capacity_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `sloserve capacity`."""
-    add_simulate_arguments(parser)
-    parser.add_argument("--tolerance", type=float, default=0.02, help="relative step (0.02)")
+    add_sweep_arguments(parser, tolerance=0.02)
 
 
 def run_simulate(args: argparse.Namespace) -> int:
-    """Windows at the rates asked for, per policy; the exit code."""
+    """Windows at the rates asked for, or with `--sweep` the capacity, per policy; the exit code."""
     console = Console()
     base = _scenario(args)
-    windows: list[Window] = []
-    rates = base.options.rates or (base.trace.rate,)
-    policies = _policies(args.policy)
-    with _progress(console, len(policies) * len(rates) * base.options.repeats) as progress:
+    policies = [(text, *parse_policy(text)) for text in args.policy.split()]
+    scenarios = {text: base.with_policy(name, params) for text, name, params in policies}
+    if args.sweep:
+        capacities = _capacities(args, console, scenarios)
+        print_capacities(console, capacities)
+        _write(args, base, [], capacities)
+    else:
+        windows = _windows(console, scenarios)
+        for window in windows:
+            _show(args, console, window, trace=base.trace.name)
+        _write(args, base, windows, ())
+    return 0
+
+
+def _windows(console: Console, scenarios: Mapping[str, Scenario]) -> list[Window]:
+    first = next(iter(scenarios.values()))
+    rates, repeats = first.options.rates or (first.trace.rate,), first.options.repeats
+    windows = []
+    with _progress(console, len(scenarios) * len(rates) * repeats) as progress:
         bar = progress.tasks[0].id
-        for name, params in policies:
-            scenario = base.with_policy(name, params)
+        for text, scenario in scenarios.items():
             for rate in rates:
-                for repeat in range(base.options.repeats):
-                    progress.update(bar, description=f"{name} at {rate:.3g}/s")
-                    windows.append(scenario.window(rate, repeat=repeat))
+                progress.update(bar, description=f"{text} at {rate:.3g}/s")
+                for repeat in range(repeats):
+                    windows.append(replace(scenario.window(rate, repeat=repeat), policy=text))
                     progress.advance(bar)
-    for window in windows:
-        title = f"{base.trace.name}, {window.policy} at {window.rate:.3g} requests/s"
-        title += f", {window.duration_s:.0f} s simulated at {window.facts['speed']:.0f}x real time"
-        if args.plain:
-            console.print(plain_window(window, title=title), highlight=False, markup=False)
-        else:
-            print_window(console, window, title=title)
-    _write(args, "simulate", base, windows, ())
-    return 0
+    return windows
 
 
-def run_capacity(args: argparse.Namespace) -> int:
-    """The highest rate that holds, per policy; the exit code."""
-    console = Console()
-    base = _scenario(args)
-    start = base.options.rates[0] if base.options.rates else base.trace.rate
-    policies = _policies(args.policy)
+def _capacities(
+    args: argparse.Namespace, console: Console, scenarios: Mapping[str, Scenario]
+) -> tuple[Capacity, ...]:
     capacities = []
-    with _progress(console, len(policies)) as progress:
+    with _progress(console, len(scenarios)) as progress:
         bar = progress.tasks[0].id
-        for name, params in policies:
-            progress.update(bar, description=name)
-            capacities.append(
-                find_capacity(
-                    base.with_policy(name, params),
-                    target=args.target,
-                    tolerance=args.tolerance,
-                    start=start,
-                    repeats=base.options.repeats,
-                )
+        for text, scenario in scenarios.items():
+            progress.update(bar, description=text)
+            options = scenario.options
+            found = find_capacity(
+                scenario,
+                target=args.target,
+                tolerance=args.tolerance,
+                start=options.rates[0] if options.rates else scenario.trace.rate,
+                repeats=options.repeats,
             )
+            capacities.append(replace(found, policy=text))
             progress.advance(bar)
-    print_capacities(console, capacities)
-    _write(args, "capacity", base, [], tuple(capacities))
-    return 0
+    return tuple(capacities)
 
 
-def parse_policy(text: str) -> tuple[str, dict[str, float | int]]:
-    """A policy and its parameters: `fcfs:chunk_tokens=512`."""
-    name, _, rest = text.partition(":")
-    params: dict[str, float | int] = {}
-    for part in filter(None, rest.split(",")):
-        key, _, value = part.partition("=")
-        try:
-            params[key] = _number(value)
-        except ValueError:
-            raise BadInput(f"{part!r} in {text!r} is not key=number", field="--policy") from None
-    if name not in POLICIES:
-        raise BadInput(f"{name!r} is not a policy; known: {', '.join(POLICIES)}", field="--policy")
-    return name, params
-
-
-def _policies(text: str) -> list[tuple[str, dict[str, float | int]]]:
-    return [parse_policy(part) for part in text.split()]
-
-
-def _number(text: str) -> float | int:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+def _show(args: argparse.Namespace, console: Console, window: Window, *, trace: str) -> None:
+    title = f"{trace}, {window.policy} at {window.rate:.3g} requests/s"
+    title += f", {window.duration_s:.0f} s simulated at {window.facts['speed']:.0f}x real time"
+    if args.plain:
+        text = plain_window(window, title=title)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    else:
+        print_window(console, window, title=title)
 
 
 def _scenario(args: argparse.Namespace) -> Scenario:
@@ -173,6 +158,7 @@ def _scenario(args: argparse.Namespace) -> Scenario:
         max_running=spec.engine.max_running,
         max_batch_tokens=spec.engine.max_batch_tokens,
         max_model_len=options.max_total_tokens or max_len,
+        start_margin_s=profile.p95 * profile.step.step_s(1),
         plan_s=args.plan_ms / 1000,
         way_in_s=args.way_in_ms / 1000,
         way_out_s=args.way_out_ms / 1000,
@@ -198,7 +184,6 @@ def _profile(args: argparse.Namespace, spec: ServiceSpec) -> Profile:
 
 def _write(
     args: argparse.Namespace,
-    kind: str,
     base: Scenario,
     windows: list[Window],
     capacities: tuple[Capacity, ...],
@@ -213,7 +198,7 @@ def _write(
         },
         "target": args.target,
     }
-    report = Report(kind, settings, tuple(windows), capacities)
+    report = Report("simulate", settings, tuple(windows), capacities)
     if args.json:
         write_json(args.json, report.to_dict())
     if args.png and windows:

@@ -70,10 +70,9 @@ class SimReplica:
         if batch is None:
             self._look_again()
             return
-        start_s = now_s + self._plan_s
-        end_s = start_s + self._truth.step_s(batch)
+        end_s = now_s + self._plan_s + self._truth.step_s(batch)
         self.busy_s += end_s - now_s
-        self._clock.at(end_s, lambda: self._finish(batch, start_s))
+        self._clock.at(end_s, lambda: self._finish(batch, now_s))
 
     def _finish(self, batch: Batch, start_s: float) -> None:
         now_s = self._clock.now_s

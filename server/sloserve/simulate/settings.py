@@ -35,6 +35,8 @@ class SimSettings:
     max_running: int = 256
     max_batch_tokens: int = 8192
     max_model_len: int = 2048
+    start_margin_s: float = 0.0
+    """Margin of the model while few steps were seen: its own p95 error."""
     plan_s: float = 0.0
     way_in_s: float = 0.0
     way_out_s: float = 0.0
