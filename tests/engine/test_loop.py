@@ -165,7 +165,7 @@ def test_noise_and_stragglers_are_the_same_for_the_same_seed(a_bench: Any, an_as
 
 def test_a_simulated_step_takes_what_the_scheduler_predicts(a_bench: Any, an_ask: Any) -> None:
     model = StepModel(w=0.01, a0=1e-5, c1=0.002, a1=2e-4, b=1e-6, d=1e-7)
-    bench = a_bench()
+    bench = a_bench(policy="fcfs")
     bench.engine.scheduler.model = model
     bench.engine.runner = SimRunner(model, bench.engine.facts, bench.clock)
     for i in range(12):
