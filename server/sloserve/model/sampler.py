@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sloserve.engine.runner import Logprobs, Sampled, StepRow
 from sloserve.model.chance import seed_state, uniforms
-from sloserve.model.draw import draw_tokens
+from sloserve.model.draw import best_tokens, draw_tokens
 from sloserve.model.history import History, penalise
 
 
@@ -66,13 +66,13 @@ class Sampler:
         """One token per row; logits `(len(rows), vocabulary)`, which may be overwritten."""
         known = [self._of(row) for row in rows]
         if all(k.plain for k in known):
-            return [Sampled(token_id) for token_id in logits.argmax(-1).tolist()]
+            return [Sampled(token_id) for token_id in best_tokens(logits)]
         logits = logits.float()
         reported = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
         logprobs = logits[reported].log_softmax(-1) if reported else None
         self._adjust(logits, rows, known)
         if all(k.greedy for k in known):
-            tokens: list[int] = logits.argmax(-1).tolist()
+            tokens = best_tokens(logits)
         else:
             tokens = self._draw(logits, rows, known)
         if logprobs is None:
@@ -119,7 +119,7 @@ class Sampler:
         drawn = [i for i, k in enumerate(known) if not k.greedy]
         tokens: list[int] = [0] * len(rows)
         if len(drawn) < len(rows):
-            tokens = logits.argmax(-1).tolist()
+            tokens = best_tokens(logits)
             logits = logits[drawn]
         uniform = uniforms(
             [known[i].state for i in drawn],
