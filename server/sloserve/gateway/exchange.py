@@ -196,7 +196,7 @@ class Exchange:
         core.replicas.heard_header(upstream, told, declined=response.status != 200)
         ticket.replica = upstream.replica
         if response.status == 200 or decision is Decision.DECLINED:
-            core.state.asked(declined=decision is Decision.DECLINED)
+            core.state.asked(declined=decision in (Decision.DECLINED, Decision.DEGRADED))
         if response.status == 503 or (decision is Decision.DECLINED and not last_hop):
             ticket.refused_s[upstream.address] = core.clock()
             await response.read()  # so that the connection can be used again

@@ -23,7 +23,7 @@ class RoutingState:
         self._outputs: dict[str, float] = {}
 
     def asked(self, *, declined: bool) -> None:
-        """A replica answered an ask."""
+        """A replica answered an ask; `declined`: not with its promise (degraded as well)."""
         self._declined_share += (float(declined) - self._declined_share) * self._DECAY
 
     @property

@@ -131,7 +131,7 @@ class Cluster:
 
     def _decided(self, job: Job, decision: Decision, reason: str) -> None:
         declined = decision is Decision.DECLINED
-        self._state.asked(declined=declined)
+        self._state.asked(declined=declined or decision is Decision.DEGRADED)
         if not declined:
             job.decision, job.reason = decision, reason
             return
