@@ -11,7 +11,7 @@ import torch
 from sloserve.engine.runner import StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.model.chance import uniforms
-from sloserve.model.draw import invert
+from sloserve.model.draw import invert, keep_likely
 from sloserve.model.sampler import Sampler
 
 EOS = 2
@@ -120,6 +120,38 @@ def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:
     weights = LOGITS.softmax(-1)
     expected = {i for i in range(8) if float(weights[i] / weights[0]) >= 0.2}
     assert set(draws(SamplingParams(min_p=0.2))) == expected
+
+
+def kept_by_the_book(weights: np.ndarray, sampling: SamplingParams) -> set[int]:
+    order = np.argsort(-weights, kind="stable")
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    goal, total, kept = sampling.top_p * weights[order].sum(), 0.0, []
+    for token in order:
+        kept.append(int(token))
+        total += weights[token]
+        if total >= goal and sampling.top_p < 1:
+            break
+    return {t for t in kept if weights[t] >= sampling.min_p * weights.max()}
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 9.0])
+def test_many_filters_in_one_batch_keep_what_each_keeps_alone(spread: float) -> None:
+    """Flat distributions need a full sort, peaked ones only their head; both in one call."""
+    torch.manual_seed(5)
+    sampling = [
+        SamplingParams(top_k=k, top_p=p, min_p=m)
+        for k in (0, 1, 7, 300, 2000)
+        for p in (0.05, 0.9, 0.999, 1.0)
+        for m in (0.0, 0.1)
+    ]
+    spreads = torch.tensor([[spread], [spread / 3]]).repeat(len(sampling) // 2, 1)
+    weights = (torch.randn(len(sampling), 1000) * spreads).double()
+    weights += torch.linspace(0, 1e-3, 1000)  # no ties
+    rows = weights.softmax(-1).float().numpy()
+    for row, one, kept in zip(rows, sampling, keep_likely(rows, sampling), strict=True):
+        assert set(np.flatnonzero(kept)) == kept_by_the_book(row.astype(np.float64), one)
+        assert (kept[kept > 0] == row[kept > 0]).all()
 
 
 def test_a_large_vocabulary_is_drawn_right_at_its_ends_and_block_borders() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sloserve.engine.sampling import SamplingParams
 
+_USUAL = 1e-4
 _BLOCK = 64  # the cumulative sum runs over block sums first, then inside one block
 
 
@@ -31,19 +32,9 @@ def draw_tokens(
     """
     temperature = torch.tensor([s.temperature for s in sampling], device=logits.device)
     weights = (logits / temperature[:, None]).softmax(-1)
-    cut = [i for i, s in enumerate(sampling) if s.top_p < 1.0 or s.top_k > 0]
-    if cut:
-        some = weights if len(cut) == len(sampling) else weights[cut]
-        least = _least_kept(some, [sampling[i] for i in cut])
-        if len(cut) == len(sampling):
-            weights *= weights >= least[:, None]
-        else:
-            floor = torch.zeros(len(sampling), device=weights.device)
-            floor[cut] = least
-            weights *= weights >= floor[:, None]
-    if any(s.min_p > 0 for s in sampling):
-        min_p = torch.tensor([s.min_p for s in sampling], device=weights.device)
-        weights *= weights >= (min_p * weights.amax(-1))[:, None]
+    if any(s.top_p < 1.0 or s.top_k > 0 or s.min_p > 0 for s in sampling):
+        filtered = keep_likely(weights.cpu().numpy(), sampling)
+        weights = torch.from_numpy(filtered).to(weights.device)
     return invert(weights, uniform)
 
 
@@ -72,31 +63,65 @@ def invert(weights: Tensor, uniform: NDArray[np.float64]) -> list[int]:
     return tokens
 
 
-def _least_kept(weights: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
+def keep_likely(
+    weights: NDArray[np.float32], sampling: Sequence[SamplingParams]
+) -> NDArray[np.float32]:
     """
-    The smallest weight that top-k and then top-p keep, per row; ties with it stay.
+    The weights (n, V), which sum to one, with 0 for what top-k, then top-p, and min-p drop.
 
-    top-p keeps the fewest largest weights whose sum reaches p of what top-k left. Sorting a whole
-    vocabulary is the cost here, so only weights that can be kept at all are sorted.
+    top-p keeps the fewest largest weights whose sum reaches p of what top-k left; ties with the
+    last one kept stay. Sorting whole vocabularies is the cost here, so rows whose answer lies
+    among the weights above 1e-4 sort those alone.
     """
-    least = [
-        _least_kept_of(row, s.top_k, s.top_p)
-        for row, s in zip(weights.cpu().numpy(), sampling, strict=True)
-    ]
-    return torch.tensor(least, dtype=weights.dtype, device=weights.device)
+    size = weights.shape[1]
+    top_k = np.array([s.top_k if 0 < s.top_k < size else size for s in sampling])
+    top_p = np.array([min(s.top_p, 1.0) for s in sampling])
+    min_p = np.array([s.min_p for s in sampling], dtype=np.float32)
+    floors = min_p * weights.max(axis=1)
+    cut = np.flatnonzero((top_k < size) | (top_p < 1.0))
+    if len(cut):
+        k, p = top_k[cut], top_p[cut]
+        some = weights if len(cut) == len(weights) else weights[cut]
+        least, told = _least_kept(_above(some, _USUAL), k, p, off=size)
+        if not told.all():
+            rest = ~told
+            falling = np.sort(some[rest], axis=1)[:, ::-1]
+            least[rest], _ = _least_kept(falling, k[rest], p[rest], off=size)
+        floors[cut] = np.maximum(floors[cut], least)
+    kept: NDArray[np.float32] = np.multiply(weights, weights >= floors[:, None])
+    return kept
 
 
-def _least_kept_of(weights: NDArray[np.float32], top_k: int, top_p: float) -> float:
-    size = len(weights)
-    if 0 < top_k < size:
-        weights = np.partition(weights, size - top_k)[size - top_k :]
-    elif top_p < 1.0:
-        # weights of (1 - p) / V and below have no more than 1 - p together: none is kept
-        weights = weights[weights > (1.0 - top_p) / size * 0.999]
-    ascending = np.sort(weights)
-    if top_p >= 1.0:
-        return float(ascending[0])
-    total = 1.0 if top_k == 0 or top_k >= size else float(ascending.sum(dtype=np.float64))
-    above = ascending[::-1].cumsum(dtype=np.float64)
-    kept = min(int(np.searchsorted(above, top_p * total)) + 1, len(ascending))
-    return float(ascending[-kept])
+def _above(weights: NDArray[np.float32], least: float) -> NDArray[np.float32]:
+    """The weights above `least`, largest first, padded with zeros to the longest row."""
+    mask = weights > least
+    counts = mask.sum(axis=1)
+    rows = np.zeros((len(weights), max(1, int(counts.max()))), dtype=np.float32)
+    rows[np.arange(rows.shape[1]) < counts[:, None]] = weights[mask]
+    return np.sort(rows, axis=1)[:, ::-1]
+
+
+def _least_kept(
+    falling: NDArray[np.float32],
+    top_k: NDArray[np.int64],
+    top_p: NDArray[np.float64],
+    *,
+    off: int,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """
+    The last weight kept per row of weights in falling order, and whether that can be told:
+    rows may hold only the largest weights, then zeros. `off` is the top-k that drops nothing.
+    """
+    width = falling.shape[1]
+    sums = falling.cumsum(axis=1, dtype=np.float64)
+    inside = top_k <= width
+    last = np.minimum(top_k, width)[:, None] - 1  # of those that top-k leaves
+    left = np.where(inside, np.take_along_axis(sums, last, axis=1)[:, 0], 1.0)
+    reaching = (sums < (top_p * left)[:, None]).sum(axis=1)[:, None]  # the first that reaches p
+    at = np.where(top_p[:, None] < 1.0, np.minimum(reaching, last), last)
+    told = np.where(
+        inside,
+        np.take_along_axis(falling, last, axis=1)[:, 0] > 0,
+        (top_k == off) & (sums[:, -1] >= top_p),
+    )
+    return np.take_along_axis(falling, at, axis=1)[:, 0], told
