@@ -64,8 +64,13 @@ def reference(model: PreTrainedModel, *, max_model_len: int) -> Reference:
 
 
 def _plain(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    with torch.inference_mode():
-        out: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+    try:
+        with torch.inference_mode():
+            out: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+    except Exception as error:  # whatever a model does with these tokens
+        raise Unsupported(
+            f"{type(model).__name__}: a plain forward pass of {ids.shape[1]} tokens fails: {error}"
+        ) from error
     return out[0].float().cpu()
 
 
@@ -146,7 +151,12 @@ def _logits(
         batch.positions[0, batch.first[-1]] = last_position
         first = batch.first[of]
         batch.keep = torch.arange(first, first + rows[of].count, device=cache.device)
-        return forward(model, batch, cache).float().cpu()
+        try:
+            return forward(model, batch, cache).float().cpu()
+        except Exception as error:
+            raise Unsupported(
+                f"{type(model).__name__}: the forward pass of a mixed batch fails: {error}"
+            ) from error
 
 
 def _suspects(model: PreTrainedModel) -> str:

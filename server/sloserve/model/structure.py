@@ -82,8 +82,9 @@ def layer_shapes(model: PreTrainedModel, *, max_model_len: int) -> list[LayerSha
     sliding window. These are faults that a few hundred tokens may not show.
     """
     name = type(model).__name__
-    if "position_ids" not in signature(model.forward).parameters:
-        raise Unsupported(f"{name} takes no position_ids: rows of a batch would share positions")
+    for needed in ("position_ids", "logits_to_keep"):
+        if needed not in signature(model.forward).parameters:
+            raise Unsupported(f"{name} takes no {needed}: requests can't share a forward pass")
     use_attention(model, _NAME)
     _probe.calls.clear()
     _probe.masks.clear()
@@ -91,6 +92,9 @@ def layer_shapes(model: PreTrainedModel, *, max_model_len: int) -> list[LayerSha
     try:
         with torch.inference_mode():
             model(input_ids=ids, position_ids=ids, use_cache=False)
+    except Exception as error:  # whatever a model does with four tokens
+        raise Unsupported(f"{name}: a plain forward pass fails: {error}") from error
+    else:
         calls, masks = list(_probe.calls), list(_probe.masks)
     finally:
         _probe.calls.clear()
