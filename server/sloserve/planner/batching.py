@@ -1,7 +1,7 @@
 """
 The first step of an accepted play-forward as a batch, with the blocks it needs.
 
-Trouble with blocks is met in order: best effort gives way, then prefill chunks wait, then a
+Trouble with blocks or slots is met in order: who has no promise gives way, then chunks wait, then a
 promised request is preempted: the one with the most time to come back before its next token.
 """
 
@@ -29,22 +29,28 @@ def compose(
     first: First,
     seen: View,
     rows: dict[int, Row],
-    best_effort: Sequence[Row],
+    givers: Sequence[Row],
     limits: Limits,
     model: StepModel,
     *,
     free_blocks: int,
 ) -> Batch:
-    """`rows` holds the rows of the chunks (running and just selected) by id."""
+    """
+    `rows` holds the rows of the chunks (running and just selected) by id; `givers` have no
+    promise and may hold blocks.
+    """
     cut = first.cut_s
     decodes = [row for due, row in seen.decodes if due < cut]
     tokens = {row.id: 1 for row in decodes}
     size = limits.block_size
     batch = Batch(tokens, free_blocks=free_blocks)
     num_chunk_tokens = 0
+    if first.chunks:
+        _take_slots(batch, first, seen, rows, givers, limits)
     for job_id, count in first.chunks:
         tokens[job_id] = count
         num_chunk_tokens += count
+    free_blocks = batch.free_blocks
     if free_blocks >= len(decodes) + num_chunk_tokens // size + 2 * len(first.chunks) and not any(
         rows[job_id].num_blocks == 0 and rows[job_id].num_computed for job_id, _ in first.chunks
     ):
@@ -61,7 +67,8 @@ def compose(
     wanted = sum(need(row, 1) for row in decodes)
     wanted += sum(need(rows[job_id], count) for job_id, count in first.chunks)
     if wanted > batch.free_blocks:
-        for victim in evictions(best_effort, num_blocks=wanted - batch.free_blocks):
+        staying = [row for row in givers if row.id not in batch.preempted]
+        for victim in evictions(staying, num_blocks=wanted - batch.free_blocks):
             batch.preempted.append(victim.id)
             batch.free_blocks += victim.num_blocks
     for job_id, count in reversed(first.chunks):
@@ -93,3 +100,23 @@ def compose(
             wanted -= need(victim, tokens.pop(victim.id))
     batch.free_blocks -= wanted
     return batch
+
+
+def _take_slots(
+    batch: Batch,
+    first: First,
+    seen: View,
+    rows: dict[int, Row],
+    givers: Sequence[Row],
+    limits: Limits,
+) -> None:
+    """Newly started prefills need slots: givers leave theirs, the least progress lost first."""
+    held = len(seen.holders) + len(givers)
+    if held + len(first.chunks) <= limits.max_running:
+        return  # even if all of them held blocks
+    held = sum(row.num_blocks > 0 for row in (*rows.values(), *givers))
+    fresh = sum(rows[job_id].num_blocks == 0 for job_id, _ in first.chunks)
+    holding = sorted((row for row in givers if row.num_blocks), key=lambda row: row.num_computed)
+    for victim in holding[: max(0, held + fresh - limits.max_running)]:
+        batch.preempted.append(victim.id)
+        batch.free_blocks += victim.num_blocks

@@ -194,14 +194,15 @@ class SloservePolicy:
         elif snapshot.free_blocks < len(decision.seen.decodes):
             rows = {row.id: row for _, row in decision.seen.decodes}
         others = snapshot.best_effort
+        joined = {ask.id for ask in asks}
         if others and asks:
-            joined = {ask.id for ask in asks}
             others = [row for row in others if row.id not in joined]
+        idle = [row for row in snapshot.waiting if row.num_blocks and row.id not in joined]
         batch = compose(
             first,
             decision.seen,
             rows,
-            others,
+            [*idle, *others, *relegated],
             limits,
             snapshot.model,
             free_blocks=snapshot.free_blocks,
@@ -215,7 +216,7 @@ class SloservePolicy:
             pending = sum(
                 blocks_for(job.rem, limits.block_size) for job in decision.seen.jobs
             ) + sum(blocks_for(ask.job.rem, limits.block_size) for ask in asks)
-            held = sum(row.num_blocks > 0 for row in others)
+            held = sum(row.num_blocks > 0 for row in (*idle, *others))
             batch.tokens.update(
                 fill(
                     others,

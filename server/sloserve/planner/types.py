@@ -105,7 +105,8 @@ class Plan:
     `tokens` maps request id to tokens computed in this step, in batch order. A waiting request
     that is neither `admitted` nor `infeasible` keeps waiting (deferred). With
     `Snapshot.tentative` it may have tokens all the same, up to the one before its first output:
-    its prefill goes on while its promise is still open. The owner of the state frees `preempted` first (blocks dropped, tokens kept), then applies the rest.
+    its prefill goes on while its promise is still open. The owner of the state frees `preempted`
+    first (blocks dropped, tokens kept), then applies the rest.
     """
 
     tokens: dict[int, int] = field(default_factory=dict)

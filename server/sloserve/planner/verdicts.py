@@ -28,7 +28,8 @@ def refused(
             f" by itself the first token could come in {earliest_s:.3f} s"
         )
     elif earliest_s > ttft_left_s:
-        message = f"needs the first token in {max(0.0, ttft_left_s):.3f} s, earliest is {earliest_s:.3f} s"
+        left_s = max(0.0, ttft_left_s)
+        message = f"needs the first token in {left_s:.3f} s, earliest is {earliest_s:.3f} s"
     else:
         message = (
             f"the first token in {max(0.0, ttft_left_s):.3f} s would break a promise already made;"
