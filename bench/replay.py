@@ -1,0 +1,300 @@
+"""
+The headline experiment: a public trace against one replica, measured and simulated.
+
+    python -m bench.replay [--loads conversation,mix] [--windows 120] [--repeats 2]
+
+For each load and policy the simulator picks the policy's best setting and predicts its capacity
+(90 % of the requests keep every promise). Then windows of `--windows` seconds are measured at
+four rates around it, policies in turn, each on a fresh replica (builtin://tiny) and gateway over
+HTTP. Every window is scored by the client and compared with the gateway's counters, simulated
+with the same arrivals, and kept in bench/results/replay/: an interrupted run goes on where it
+was. The last lines are a table and, beside the JSON, attainment.png and summary.md.
+
+The machine should have nothing else to do. With the defaults it takes about 100 minutes.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.replay_plan import (
+    GRID,
+    LOADS,
+    Host,
+    Planned,
+    load_plans,
+    options_of,
+    plan,
+    save_plans,
+    scenario_of,
+    with_setting,
+)
+from bench.replay_service import serving, since
+from bench.replay_summary import summarise_run
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sloserve.load.client import run_load
+from sloserve.load.endpoint import Endpoint, examine
+from sloserve.load.options import read_service, targets_of
+from sloserve.load.records import judge
+from sloserve.load.report import Window, provenance, write_json
+from sloserve.load.summary import ALL, summarise
+from sloserve.perf import load_profile
+
+HERE = Path(__file__).parent
+TENTH = 0.1
+TENTH_KEPT = 0.95
+DRAIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One window to measure."""
+
+    planned: Planned
+    rate: float
+    repeat: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        p = self.planned
+        return f"{p.load}-{p.policy}-{self.rate:.3f}-{self.repeat}"
+
+
+def main() -> int:
+    """Run it; the exit code."""
+    args = _arguments()
+    console = Console()
+    folder: Path = args.results
+    profile_path = args.profile or folder / "profile.json"
+    if not profile_path.exists():
+        _measure_profile(profile_path, threads=args.threads)
+    plans = _plans(args, console, profile_path)
+    if args.check:
+        return _check(args, console, profile_path, plans)
+    tasks = list(_tasks(plans, repeats=args.repeats))
+    with _progress(console) as progress:
+        bar = progress.add_task("windows", total=len(tasks))
+        for task in tasks:
+            progress.update(bar, description=task.name)
+            path = folder / f"{task.name}.json"
+            if not _measured(path, args, task):
+                result = asyncio.run(_window(args, task, profile_path))
+                write_json(path, result)
+                console.print(_line(result), highlight=False)
+            progress.advance(bar)
+    summarise_run(folder, plans, console=console)
+    return 0
+
+
+async def _window(args: argparse.Namespace, task: Task, profile_path: Path) -> dict[str, Any]:
+    """Measure one window, and simulate the same one."""
+    spec = read_service(args.targets)
+    classes = {c.name: c for c in spec.classes}
+    options = options_of(task.planned.load, spec=spec, duration_s=args.windows)
+    trace = options.prepare(classes, default_class=spec.default_class)
+    load = options.window(trace, rate=task.rate, repeat=task.repeat)
+    async with serving(
+        args.targets,
+        policy=task.planned.setting,
+        profile=profile_path,
+        threads=args.threads,
+        log=args.results / "logs" / f"{task.name}.log",
+    ) as service:
+        endpoint = Endpoint(service.url, spec.model.served_name)
+        prompts = await examine(service.session, endpoint, seed=options.seed)
+        before = await service.counters()
+        records, health = await run_load(
+            service.session,
+            endpoint,
+            load,
+            prompts=prompts,
+            classes=classes,
+            drain_s=DRAIN_S,
+        )
+        counted = since(before, await service.counters())
+    window = Window(
+        rate=len(load) / load.duration_s,
+        duration_s=load.duration_s,
+        policy=task.planned.policy,
+        classes=summarise(
+            [judge(r) for r in records], duration_s=load.duration_s, targets=targets_of(classes)
+        ),
+        notes=load.notes,
+        facts={"client": health.to_dict()},
+    )
+    simulated = with_setting(
+        scenario_of(
+            task.planned.load,
+            manifest=args.targets,
+            profile=load_profile(profile_path),
+            host=_host(args),
+            duration_s=args.windows,
+        ),
+        task.planned.setting,
+    ).window(task.rate, repeat=task.repeat)
+    return {
+        "key": _key(args, task),
+        "made": provenance(),
+        "measured": window.to_dict(),
+        "simulated": replace(simulated, policy=task.planned.policy).to_dict(),
+        "gateway": {name: asdict(count) for name, count in counted.items()},
+    }
+
+
+def _plans(args: argparse.Namespace, console: Console, profile_path: Path) -> list[Planned]:
+    """Predicted capacities, from the file or computed now; the file grows with each."""
+    path = args.results / "plan.json"
+    plans = load_plans(path)
+    profile = load_profile(profile_path)
+    with _progress(console) as progress:
+        wanted = [(load, policy) for load in args.loads for policy in args.policies]
+        bar = progress.add_task("predicting", total=len(wanted))
+        for load, policy in wanted:
+            progress.update(bar, description=f"predicting {policy} on {load}")
+            if not any((p.load, p.policy) == (load, policy) for p in plans):
+                scenario = scenario_of(
+                    load,
+                    manifest=args.targets,
+                    profile=profile,
+                    host=_host(args),
+                    duration_s=args.windows,
+                )
+                plans.append(plan(scenario, load, policy))
+                save_plans(path, plans, made=provenance())
+            progress.advance(bar)
+    chosen = [p for p in plans if p.load in args.loads and p.policy in args.policies]
+    for p in chosen:
+        console.print(f"{p.load}: {p.setting} is predicted to hold {p.capacity:.3g} requests/s")
+    return chosen
+
+
+def _check(
+    args: argparse.Namespace, console: Console, profile_path: Path, plans: list[Planned]
+) -> int:
+    """Whether every policy keeps nearly everything at a tenth of the load; simulated."""
+    failed = False
+    for load in args.loads:
+        scenario = scenario_of(
+            load,
+            manifest=args.targets,
+            profile=load_profile(profile_path),
+            host=_host(args),
+            duration_s=3600.0,
+        )
+        rate = TENTH * max(p.capacity for p in plans if p.load == load)
+        for p in (p for p in plans if p.load == load):
+            row = with_setting(scenario, p.setting).window(rate).classes[ALL]
+            failed = failed or row.attainment < TENTH_KEPT
+            console.print(f"{load}, {p.setting}: {row.attainment:.1%} kept at {rate:.3g}/s")
+    return int(failed)
+
+
+def _tasks(plans: list[Planned], *, repeats: int) -> Iterator[Task]:
+    """Policies alternate within a rate; every second repeat goes the other way round."""
+    loads = list(dict.fromkeys(p.load for p in plans))
+    for repeat in range(repeats):
+        for load in loads:
+            own = [p for p in plans if p.load == load]
+            for number in range(len(own[0].rates)):
+                for p in own if repeat % 2 == 0 else reversed(own):
+                    yield Task(p, p.rates[number], repeat)
+
+
+def _key(args: argparse.Namespace, task: Task) -> dict[str, Any]:
+    """What must be equal for an earlier window to stand for this one."""
+    return {
+        "setting": task.planned.setting,
+        "rate": task.rate,
+        "repeat": task.repeat,
+        "windows": args.windows,
+        "threads": args.threads,
+        "targets": args.targets.read_text(encoding="utf-8"),
+    }
+
+
+def _measured(path: Path, args: argparse.Namespace, task: Task) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        found: bool = json.loads(path.read_text(encoding="utf-8"))["key"] == _key(args, task)
+        return found
+    return False
+
+
+def _line(result: dict[str, Any]) -> str:
+    measured, simulated = result["measured"], result["simulated"]
+    row, other = measured["classes"][ALL], simulated["classes"][ALL]
+    text = f"{measured['policy']} at {measured['rate']:.3g}/s: {row['attainment']:.1%} kept"
+    text += f" ({other['attainment']:.1%} simulated)"
+    return text + (f"; {why}" if (why := measured["facts"]["client"]["bottleneck"]) else "")
+
+
+def _measure_profile(path: Path, *, threads: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    words = ["profile", "--model", "builtin://tiny", "--threads", str(threads), "--full"]
+    words += ["--kv-size", "1Gi", "--output", str(path)]
+    subprocess.run([sys.executable, "-m", "sloserve.cli", *words], check=True)
+
+
+def _host(args: argparse.Namespace) -> Host:
+    return Host(
+        plan_s=args.plan_ms / 1000,
+        way_in_s=args.way_in_ms / 1000,
+        way_out_s=args.way_out_ms / 1000,
+        noise=args.noise,
+        stragglers=args.stragglers,
+    )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    def names(known: dict[str, Any]) -> Any:
+        def parse(text: str) -> list[str]:
+            chosen = text.split(",")
+            if not set(chosen) <= set(known):
+                raise argparse.ArgumentTypeError(f"known: {', '.join(known)}")
+            return chosen
+
+        return parse
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--loads", type=names(LOADS), default=list(LOADS), metavar="NAME,...")
+    parser.add_argument("--policies", type=names(GRID), default=list(GRID), metavar="NAME,...")
+    parser.add_argument("--windows", type=float, default=120.0, help="seconds each (120)")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of the forward pass (1)")
+    parser.add_argument("--targets", type=Path, default=HERE / "targets.yaml")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "replay")
+    parser.add_argument("--profile", type=Path, help="step times (default: measured first)")
+    parser.add_argument("--check", action="store_true", help="only simulate a tenth of the load")
+    host = parser.add_argument_group("what the simulator assumes of this machine")
+    host.add_argument("--plan-ms", type=float, default=Host().plan_s * 1000)
+    host.add_argument("--way-in-ms", type=float, default=Host().way_in_s * 1000)
+    host.add_argument("--way-out-ms", type=float, default=Host().way_out_s * 1000)
+    host.add_argument("--noise", type=float, default=Host().noise)
+    host.add_argument("--stragglers", type=float, default=Host().stragglers)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

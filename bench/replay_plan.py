@@ -1,0 +1,165 @@
+"""What is replayed: loads, policies, rates; and what the simulator says of them beforehand."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sloserve.load.options import LoadOptions, read_service
+from sloserve.load.report import write_json
+from sloserve.load.trace import parse_shares
+from sloserve.perf import Profile
+from sloserve.planner.policies import parse_policy
+from sloserve.simulate.run import Scenario, find_capacity
+from sloserve.simulate.settings import SimSettings
+from sloserve.simulate.truth import TruthSpec
+from sloserve.slo import SloClass
+from sloserve.slo.service import ServiceSpec
+
+SEED = 4
+TARGET = 0.9
+FACTORS = (0.8, 1.0, 1.2, 1.5)
+"""Offered rates, in predicted capacities: about it, and 1.5 times it for the overload goal."""
+TOLERANCE = 0.03
+PREDICT_S = 300.0
+PREDICT_REPEATS = 2
+
+LOADS = {
+    "conversation": ("builtin:conversation", ["interactive=0.3,standard=0.4,relaxed=0.3"]),
+    "mix": ("builtin:mix", ["conversation:standard=0.6,relaxed=0.4", "coding:interactive=1"]),
+}
+"""Name -> trace and shares of the classes. In the mix, code is the interactive half."""
+
+GRID = {
+    "sloserve": ["sloserve"],
+    "fcfs": [f"fcfs:max_batch_tokens={n}" for n in (64, 128, 192, 256, 384, 512, 1024, 2048)],
+    "edf-drop": [
+        f"edf-drop:max_batch_tokens={n},grid_tokens=32,min_batch_tokens={min(n, 64)},"
+        f"safety={safety},alpha_s={alpha}"
+        for n in (128, 256, 512, 1024)
+        for safety in (1.0, 1.2)
+        for alpha in (0.0, 0.0002)
+    ],
+}
+"""Every setting of a policy that the simulator tries; the best one is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the simulator assumes of this machine beside step times. Seconds."""
+
+    plan_s: float = 0.001
+    way_in_s: float = 0.003
+    way_out_s: float = 0.003
+    noise: float = 0.03
+    stragglers: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One policy on one load: its best setting, the predicted capacity, the rates to measure."""
+
+    load: str
+    policy: str
+    setting: str
+    capacity: float
+    tried: dict[str, float]  # setting -> predicted capacity
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Requests/s."""
+        return tuple(round(self.capacity * factor, 3) for factor in FACTORS)
+
+
+def options_of(load: str, *, spec: ServiceSpec, duration_s: float) -> LoadOptions:
+    """The load of that name, in windows of `duration_s`."""
+    trace, shares = LOADS[load]
+    return LoadOptions(
+        trace=trace,
+        shares=parse_shares(shares),
+        max_total_tokens=spec.model.max_model_len,
+        cut=False,
+        seed=SEED,
+        duration_s=duration_s,
+        rates=(),
+        repeats=1,
+    )
+
+
+def scenario_of(
+    load: str, *, manifest: Path, profile: Profile, host: Host, duration_s: float
+) -> Scenario:
+    """The load against the simulated service."""
+    spec = read_service(manifest)
+    options = options_of(load, spec=spec, duration_s=duration_s)
+    classes: dict[str, SloClass] = {c.name: c for c in spec.classes}
+    kv_bytes, per_token = spec.engine.kv_bytes, profile.kv_bytes_per_token
+    if kv_bytes is None or per_token is None:
+        kv_tokens = profile.kv_tokens or 100_000
+    else:
+        kv_tokens = kv_bytes // per_token
+    settings = SimSettings(
+        policy="sloserve",
+        model=profile.step,
+        truth=TruthSpec(noise=host.noise, straggler_share=host.stragglers),
+        num_blocks=kv_tokens // 16,
+        max_running=spec.engine.max_running,
+        max_batch_tokens=spec.engine.max_batch_tokens,
+        max_model_len=spec.model.max_model_len or 4096,
+        start_margin_s=profile.p95 * profile.step.step_s(1),
+        plan_s=host.plan_s,
+        way_in_s=host.way_in_s,
+        way_out_s=host.way_out_s,
+        seed=SEED,
+    )
+    trace = options.prepare(classes, default_class=spec.default_class)
+    return Scenario(trace, options, classes, settings)
+
+
+def with_setting(scenario: Scenario, setting: str) -> Scenario:
+    """The scenario under a policy with its parameters."""
+    return scenario.with_policy(*parse_policy(setting))
+
+
+def plan(scenario: Scenario, load: str, policy: str) -> Planned:
+    """The best of a policy's settings by simulated capacity."""
+    options = replace(scenario.options, duration_s=PREDICT_S)
+    tried: dict[str, float] = {}
+    start = scenario.trace.rate / 4
+    for setting in GRID[policy]:
+        found = find_capacity(
+            with_setting(replace(scenario, options=options), setting),
+            target=TARGET,
+            tolerance=TOLERANCE,
+            start=start,
+            repeats=PREDICT_REPEATS,
+        )
+        tried[setting] = found.rate
+        start = found.rate or start
+    best = max(tried, key=lambda setting: tried[setting])
+    return Planned(load, policy, best, tried[best], tried)
+
+
+def save_plans(path: Path, plans: Sequence[Planned], *, made: dict[str, Any]) -> None:
+    """Write them, with what made them."""
+    rows = [
+        {
+            "load": p.load,
+            "policy": p.policy,
+            "setting": p.setting,
+            "capacity": p.capacity,
+            "rates": list(p.rates),
+            "tried": p.tried,
+        }
+        for p in plans
+    ]
+    write_json(path, {"made": made, "plans": rows})
+
+
+def load_plans(path: Path) -> list[Planned]:
+    """The plans in a file; none when there is none."""
+    if not path.exists():
+        return []
+    rows = json.loads(path.read_text(encoding="utf-8"))["plans"]
+    return [Planned(r["load"], r["policy"], r["setting"], r["capacity"], r["tried"]) for r in rows]
