@@ -205,6 +205,7 @@ class Engine:
                 num_prefill_tokens=batch.num_tokens - batch.num_decodes,
                 num_best_effort_tokens=batch.num_best_effort_tokens,
                 context=batch.context,
+                pairs=batch.pairs,
                 num_waiting=self.scheduler.num_waiting,
                 free_blocks=self.scheduler.blocks.num_free,
             )

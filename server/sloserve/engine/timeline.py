@@ -19,6 +19,7 @@ class StepRecord:
     num_prefill_tokens: int
     num_best_effort_tokens: int
     context: int
+    pairs: float  # attention pairs of the prefill chunks, as the step model counts them
     num_waiting: int
     free_blocks: int
 
