@@ -144,6 +144,12 @@ class Replay:
         self.lives[key] = Life(load, row, law)
         self.waiting.append(row)
 
+    def place(self, row: Row, load: Load) -> None:
+        """A request in mid-life, with its blocks; decodes and prefills run, others wait."""
+        life = Life(load, row, None, promised=row.running, ever_promised=row.running)
+        self.lives[row.id] = life
+        (self.running if row.running else self.waiting).append(row)
+
     def snapshot(self) -> Snapshot:
         """What the policy sees."""
         rows = (*self.running, *self.best_effort, *self.waiting)
@@ -276,25 +282,25 @@ class Replay:
         return sum(life.kept for life in good) / max(1, len(self.lives))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def replay() -> type[Replay]:
     """The independent one-replica replay."""
     return Replay
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load() -> type[Load]:
     """A request of a load."""
     return Load
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_cpu() -> StepModel:
     """A small model on a CPU."""
     return TINY_CPU
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gpu() -> StepModel:
     """An 8B model on a GPU."""
     return GPU
@@ -303,7 +309,7 @@ def gpu() -> StepModel:
 RowMaker = Callable[..., Row]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def a_row() -> RowMaker:
     """Builds rows; unnamed fields are a fresh prompt of 100 tokens."""
 
@@ -334,7 +340,7 @@ def a_row() -> RowMaker:
 SnapshotMaker = Callable[..., Snapshot]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def a_snapshot() -> SnapshotMaker:
     """Builds snapshots of the tiny CPU machine at time 0."""
 

@@ -57,7 +57,7 @@ def test_answers_stay_in_their_range_whatever_was_seen(
         law.observe(length)
     mean, sd = law.conditional(n_so_far, max_left)
     assert 1 <= mean <= max_left
-    assert 0 <= sd
+    assert sd >= 0
     assert mean + sd <= max_left + 1e-6 or sd == 0
 
 

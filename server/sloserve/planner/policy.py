@@ -208,29 +208,53 @@ class SloservePolicy:
             free_blocks=snapshot.free_blocks,
         )
         if others and not batch.preempted:
-            used_s = first.predicted_s - (decision.reserve_s if first.chunks else 0.0)
-            reserve_s = decision.reserve_s
-            budget_s = reserve_s if first.busy else max(reserve_s, first.cap_s - used_s)
-            if not batch.tokens:
-                budget_s = decision.machine.limit_s - max(snapshot.model.w, snapshot.model.c1)
-            pending = sum(
-                blocks_for(job.rem, limits.block_size) for job in decision.seen.jobs
-            ) + sum(blocks_for(ask.job.rem, limits.block_size) for ask in asks)
-            held = sum(row.num_blocks > 0 for row in (*idle, *others))
-            batch.tokens.update(
-                fill(
-                    others,
-                    snapshot.model,
-                    budget_s=budget_s,
-                    num_tokens=sum(batch.tokens.values()),
-                    max_tokens=limits.max_batch_tokens,
-                    free_blocks=batch.free_blocks,
-                    headroom_blocks=pending + int(self.settings.headroom_share * limits.num_blocks),
-                    free_slots=limits.max_running - len(snapshot.running) - len(asks) - held,
-                    block_size=limits.block_size,
-                )
-            )
+            self._fill_up(decision, first, asks, batch, idle, others)
         return batch
+
+    def _fill_up(
+        self,
+        decision: Decision,
+        first: First,
+        asks: Sequence[Ask],
+        batch: Batch,
+        idle: Sequence[Row],
+        others: Sequence[Row],
+    ) -> None:
+        """Best effort into what is left of the step; alone and stuck, the last one started goes."""
+        snapshot, limits = decision.snapshot, decision.snapshot.limits
+        alone = not batch.tokens
+        reserve_s = decision.reserve_s
+        used_s = first.predicted_s - (reserve_s if first.chunks else 0.0)
+        budget_s = reserve_s if first.busy else max(reserve_s, first.cap_s - used_s)
+        headroom = 0
+        if alone:
+            budget_s = decision.machine.limit_s - max(snapshot.model.w, snapshot.model.c1)
+        else:
+            due = (*decision.seen.jobs, *(ask.job for ask in asks))
+            headroom = int(self.settings.headroom_share * limits.num_blocks)
+            headroom += sum(blocks_for(job.rem, limits.block_size) for job in due)
+        stuck = sorted((row for row in others if row.num_blocks), key=lambda row: row.num_computed)
+        num_held = len(stuck) + sum(row.num_blocks > 0 for row in idle)
+        while True:
+            taken = fill(
+                others,
+                snapshot.model,
+                budget_s=budget_s,
+                num_tokens=sum(batch.tokens.values()),
+                max_tokens=limits.max_batch_tokens,
+                free_blocks=batch.free_blocks,
+                headroom_blocks=headroom,
+                free_slots=limits.max_running - len(snapshot.running) - len(asks) - num_held,
+                block_size=limits.block_size,
+            )
+            batch.tokens.update(taken)
+            if taken or not alone or not stuck:
+                return
+            victim = stuck.pop(0)
+            others = [row for row in others if row is not victim]
+            batch.preempted.append(victim.id)
+            batch.free_blocks += victim.num_blocks
+            num_held -= 1
 
 
 def _probe_row(probe: Probe, num_tokens: int, *, now_s: float) -> Row:
