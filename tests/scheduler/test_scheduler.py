@@ -70,7 +70,8 @@ def test_the_infeasible_is_degraded_only_where_that_is_wanted_and_nobody_else_is
     served = decision is Decision.DEGRADED
     assert late.num_output == (4 if served else 0)
     assert late.status is (Status.FINISHED if served else Status.DECLINED)
-    assert world.scheduler.counters.eligible["chat"] == 1
+    goes_on_elsewhere = decision is Decision.DECLINED and not last_hop
+    assert world.scheduler.counters.eligible["chat"] == (0 if goes_on_elsewhere else 1)
     assert world.scheduler.counters.attained["chat", "all"] == 0
 
 
@@ -234,6 +235,22 @@ def test_a_relegated_request_is_served_without_its_promise_and_may_get_it_back(w
     assert world.scheduler.num_promised == 1
     world.step()
     world.step()
+    assert world.scheduler.counters.attained["chat", "all"] == 1
+
+
+def test_a_degraded_request_that_gets_its_promise_back_in_time_was_only_deferred(
+    world: Any,
+) -> None:
+    request = world.add(world.request(8, output=2, on_infeasible=OnInfeasible.DEGRADE))
+    world.policy.instead = following(
+        Plan(infeasible={request.id: Verdict(Reason.TPOT, "no", 0.0, 0.0)}),
+        Plan(tokens={request.id: 8}, promoted=(request.id,)),
+        Plan(tokens={request.id: 1}),
+    )
+    for _ in range(3):
+        world.step()
+    assert [d for _, d, _ in world.decisions] == [Decision.DEGRADED, Decision.DEFERRED]
+    assert request.status is Status.FINISHED
     assert world.scheduler.counters.attained["chat", "all"] == 1
 
 

@@ -27,7 +27,12 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """The first event of every request: what becomes of its promise. Declined is also its last."""
+    """
+    The first event of every request: what becomes of its promise. Declined is also its last.
+
+    A second one may follow before the first Chunk: a degraded request that got its promise back
+    is deferred.
+    """
 
     decision: Decision
     reason: Reason = Reason.NONE

@@ -91,6 +91,7 @@ class Answering(Response):
     def _decided(self, decided: Decided) -> None:
         self._latencies.decided(self._replica.clock())
         self._extra[SLO_DECISION] = decided.decision.value
+        self._extra.pop(SLO_REASON, None)
         if decided.reason:
             self._extra[SLO_REASON] = decided.reason.value
         if decided.decision in (Decision.DECLINED, Decision.DEGRADED):
@@ -112,6 +113,9 @@ class Answering(Response):
                     raise broken(item)
                 await self._body(choices.lost(job.index, item), more=False)
                 return False
+            if isinstance(item, Decided):
+                self._decided(item)
+                continue
             num_new = self._latencies.emitted(job.index, item)
             data = choices.event(job, item, num_new=num_new)
             if not data:
@@ -140,6 +144,9 @@ class Answering(Response):
         async for job, item in self._sequences.chunks():
             if isinstance(item, Broken):
                 raise broken(item)
+            if isinstance(item, Decided):
+                self._decided(item)
+                continue
             self._latencies.emitted(job.index, item)
             self._choices.collect(job, item)
         if self._tell_gateway:

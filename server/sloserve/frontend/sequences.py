@@ -23,7 +23,7 @@ class Job:
     generate: Generate
 
 
-Item = tuple[Job, Chunk | Broken]
+Item = tuple[Job, Chunk | Broken | Decided]
 
 
 class Sequences:
@@ -54,16 +54,20 @@ class Sequences:
         return min(decided, key=lambda d: WORST_FIRST.index(d.decision))
 
     async def chunks(self) -> AsyncIterator[Item]:
-        """Every chunk as it comes; a Broken is the last of its sequence."""
+        """
+        Every chunk as it comes; a Broken is the last of its sequence. A Decided is a better
+        decision than the first; told of single sequences only: others would have to agree.
+        """
         if len(self._events) == 1:
             async for event in self._events[0]:
-                yield self._all[0], _output(event)
+                yield self._all[0], event
             return
         queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=4 * len(self._all))
 
         async def pump(job: Job, events: AsyncIterator[Event]) -> None:
             async for event in events:
-                await queue.put((job, _output(event)))
+                if not isinstance(event, Decided):
+                    await queue.put((job, event))
             await queue.put(None)
 
         self._pumps = [
@@ -98,11 +102,6 @@ def _decided(event: Event) -> Decided:
             raise broken(event)
         case Chunk():
             raise AssertionError("output before a decision")
-
-
-def _output(event: Event) -> Chunk | Broken:
-    assert not isinstance(event, Decided), "a second decision"
-    return event
 
 
 def broken(event: Broken) -> SloserveError:

@@ -55,17 +55,20 @@ class Counters:
         """
         Count a request at its end.
 
-        Not eligible: cancelled by the client while every due time so far was kept.
-        Degraded, declined and failed requests are missed, unless a degraded one got its promise
-        back and kept it.
+        Not eligible: cancelled by the client while every due time so far was kept, and declined
+        on a hop that was not the last (another replica is asked, and counts it).
+        Degraded, declined and failed requests are missed; one that got its promise back before
+        its first token is a deferred one by now.
         """
         slo_class = request.promise.slo_class
         decision = request.decision.value if request.decision else "none"
         self.ended[slo_class, decision, ending.value, reason.value] += 1
         if ending is Ending.CANCELLED and request.kept_so_far(now_s):
             return
+        if request.decision is Decision.DECLINED and not request.last_hop:
+            return
         self.eligible[slo_class] += 1
-        promised = request.decision in (Decision.ADMITTED, Decision.DEFERRED) or request.promoted
+        promised = request.decision in (Decision.ADMITTED, Decision.DEFERRED)
         if ending is not Ending.FINISHED or not promised:
             return
         if request.streamed:

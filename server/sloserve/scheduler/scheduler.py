@@ -306,6 +306,8 @@ class Scheduler:
                 self.queues.promise(request)
                 request.promoted = True
                 self.counters.num_promoted += 1
+                if request.decision is Decision.DEGRADED and request.num_output == 0:
+                    self._decide(request, Decision.DEFERRED, None)
         for request_id in plan.admitted:
             request = self._expect(request_id, self._is_undecided(request_id))
             if request is not None:
