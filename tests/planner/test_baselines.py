@@ -93,10 +93,9 @@ def test_edf_leans_to_short_prompts_with_alpha(a_row: Rows, a_snapshot: Snapshot
 def test_edf_limits_the_step_to_the_slack_of_the_decodes(
     a_row: Rows, a_decode: Rows, a_snapshot: Snapshots
 ) -> None:
-    # 1.2 * T <= 24 ms leaves 20 ms: (20 - 3 - context) / 0.08 is a bit under 212 tokens,
-    # and 208 is the multiple of 16 below
+    # 1.2 * T <= 24 ms leaves 20 ms: 3 + 0.08 * 205 + attention of 204 tokens; a multiple of 16
     snapshot = a_snapshot([a_decode(1, due_s=0.024)], [a_row(2, num_known=1000)])
-    assert edf(snapshot).tokens == {1: 1, 2: 207}
+    assert edf(snapshot).tokens == {1: 1, 2: 191}
     late = a_snapshot([a_decode(1, due_s=0.001)], [a_row(2, num_known=1000)])
     assert edf(late).tokens == {1: 1, 2: 31}  # never below the floor
 

@@ -111,7 +111,7 @@ def _take_slots(
     limits: Limits,
 ) -> None:
     """Newly started prefills need slots: givers leave theirs, the least progress lost first."""
-    held = len(seen.holders) + len(givers)
+    held = seen.totals.num_holders + len(givers)
     if held + len(first.chunks) <= limits.max_running:
         return  # even if all of them held blocks
     held = sum(row.num_blocks > 0 for row in (*rows.values(), *givers))

@@ -114,6 +114,7 @@ class Decision:
         margin_s = self.snapshot.margin_s
         margins = (margin_s, margin_s / 2, 0.0, -self.settings.relegate_late_s)
         before = len(self.relegated)
+        num_victims = 1
         while True:
             result: Play | None = None
             for tried_s in margins:
@@ -123,11 +124,13 @@ class Decision:
                 if result.ok:
                     return len(self.relegated) > before
             assert result is not None
-            victim = self._least_valuable(result)
-            if victim is None:
-                return len(self.relegated) > before
-            self.relegated.append(victim)
-            self._look(margin_s)
+            for _ in range(num_victims):
+                victim = self._least_valuable(result)
+                if victim is None:
+                    return len(self.relegated) > before
+                self.relegated.append(victim)
+                self._look(margin_s)
+            num_victims *= 1 if self.seen.jobs else 2  # a crowd of decodes: not one by one
 
     def verdict(self, ask: Ask, cause: Play, asks: Sequence[Ask]) -> Verdict:
         """The verdict on `ask`, refused because of `cause`, with `asks` accepted instead."""
@@ -137,13 +140,13 @@ class Decision:
         result = self.run(jobs, lockstep=cause.reason is Reason.KV)
         earliest_s = dict(result.finished).get(ask.id, result.first.predicted_s)
         if cause.reason is Reason.KV:
-            holders = [*self.seen.holders, *(a.holder for a in asks if a is not ask), ask.holder]
+            holders = [*self.seen.holders(), *(a.holder for a in asks if a is not ask), ask.holder]
             size = limits.block_size
             peak = peak_tokens(holders, spare=size - 1, z=self.settings.z)
             over = peak - limits.num_blocks * size
             pace_s = self.snapshot.model.step_s(len(holders), context=float(self.seen.field.total))
             until_s = 0.0
-            for tokens, left, _ in sorted(self.seen.holders, key=lambda h: h.left):
+            for tokens, left, _ in sorted(self.seen.holders(), key=lambda h: h.left):
                 if over <= 0:
                     break
                 over -= tokens + left
@@ -163,7 +166,7 @@ class Decision:
         )
 
     def _try(self, asks: Sequence[Ask]) -> Play:
-        if len(self.seen.holders) + len(asks) > self.snapshot.limits.max_running:
+        if self.seen.totals.num_holders + len(asks) > self.snapshot.limits.max_running:
             return SLOTS_FULL
         room = self._fit(asks)
         if not room.fits and asks:
@@ -176,11 +179,11 @@ class Decision:
 
     def _fit(self, asks: Sequence[Ask]) -> Fit:
         limits = self.snapshot.limits
-        holders = self.seen.holders
-        if asks:
-            holders = [*holders, *(ask.holder for ask in asks)]
+        joining = [ask.holder for ask in asks]
         return fit(
-            holders,
+            self.seen.totals,
+            joining,
+            lambda: [*self.seen.holders(), *joining],
             num_blocks=limits.num_blocks,
             block_size=limits.block_size,
             z=self.settings.z,

@@ -89,8 +89,9 @@ class Field:
 
     __slots__ = ("contexts", "dues", "exits", "life", "lives", "num", "pre", "taus", "total")
 
-    def __init__(self, decodes: Iterable[Decode]) -> None:
-        tiers: dict[float, list[Decode]] = {}
+    def __init__(self, decodes: Iterable[tuple[float, float, int, int]]) -> None:
+        """`decodes` as `Decode`s, or as plain tuples of its fields."""
+        tiers: dict[float, list[tuple[float, float, int, int]]] = {}
         for decode in decodes:
             tier = tiers.get(decode[1])
             if tier is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from sloserve.planner.types import Probe
 from sloserve.wire import Frontier
 
-SHORTEST = 16
+SHORTEST = 1
 GRID = 4.0
 TOLERANCE = 1 / 16
 NOTHING = Frontier(1, 0)
@@ -28,7 +28,7 @@ def ttft_s(probe: Probe, num_tokens: int) -> float:
 
 def interval(admits: Callable[[int], bool], max_prompt: int) -> Frontier:
     """
-    The admitted interval up to `max_prompt`, ends within TOLERANCE; about ten calls of `admits`.
+    The admitted interval up to `max_prompt`, ends within TOLERANCE; about 15 calls of `admits`.
 
     What is reported as inside was asked or lies between two admitted lengths.
     """
@@ -50,9 +50,7 @@ def interval(admits: Callable[[int], bool], max_prompt: int) -> Frontier:
     if not inside:
         return NOTHING
     low, high = inside[0], inside[-1]
-    if low == grid[0]:
-        low = 1 if ask(1) else low
-    else:
+    if low > grid[0]:
         low = _bisect(ask, bad=max(n for n in grid if n < low), good=low)
     if high < max_prompt:
         high = _bisect(ask, bad=min(n for n in grid if n > high), good=high)

@@ -11,7 +11,7 @@ to come. Two bounds on the peak of future blocks:
 Both get z standard deviations of the sum on top, so P(peak > pool) < epsilon (z = 1.3: 10 %).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -44,19 +44,37 @@ def blocks_for(num_tokens: int, block_size: int) -> int:
     return -(-num_tokens // block_size)
 
 
-def fit(holders: Sequence[Holder], *, num_blocks: int, block_size: int, z: float) -> Fit:
+class Totals(NamedTuple):
+    """Sums over holders: whole lives in tokens, variances, and how many they are."""
+
+    life: float
+    variance: float
+    num_holders: int
+
+
+def fit(
+    running: Totals,
+    joining: Sequence[Holder],
+    everyone: Callable[[], Sequence[Holder]],
+    *,
+    num_blocks: int,
+    block_size: int,
+    z: float,
+) -> Fit:
     """
-    Whether all of `holders` may run together. O(n), and O(n log n) when memory is tight.
+    Whether all may run together. O(joining) while memory is slack; else `everyone` (running and
+    joining) is asked for, O(n log n).
     """
     pool = num_blocks * block_size
     spare = block_size - 1  # the part of a last block that nobody uses, at most
-    life, variance = 0.0, 0.0
-    for tokens, left, var in holders:
-        life += tokens + left + spare
+    life, variance, num_holders = running
+    for tokens, left, var in joining:
+        life += tokens + left
         variance += var
+    life += spare * (num_holders + len(joining))
     if life + z * sqrt(variance) <= pool:
         return Fit(True, True)
-    return Fit(peak_tokens(holders, spare=spare, z=z) <= pool, False)
+    return Fit(peak_tokens(everyone(), spare=spare, z=z) <= pool, False)
 
 
 def peak_tokens(holders: Sequence[Holder], *, spare: int = 0, z: float = 0.0) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Settings:
     """Found by replay of traces; none of them is a promise."""
 
-    step_limit_factor: float = 14.0
+    step_limit_factor: float = 12.0
     """Longest planned step, in empty steps. Without a limit newcomers' TTFT pays; too tight a
     limit pays the fixed part of a step more often."""
 

@@ -1,11 +1,11 @@
 """A snapshot as the play-forward wants it: decodes, prefills, holders of blocks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 
 from sloserve.perf import StepModel
-from sloserve.planner.feasibility import Decode, Field, Job
-from sloserve.planner.memory import Holder, holder
+from sloserve.planner.feasibility import Field, Job
+from sloserve.planner.memory import Holder, Totals, holder
 from sloserve.planner.types import Row, Snapshot
 
 
@@ -29,41 +29,54 @@ class Ask:
 
 @dataclass(slots=True)
 class View:
-    """The promised requests that run, times relative to now and `margin_s` taken off."""
+    """The promised requests that run, times relative to now and the margin taken off."""
 
-    decodes: list[tuple[float, Row]] = field(default_factory=list)  # (due, row)
-    jobs: list[Job] = field(default_factory=list)  # sorted
-    holders: list[Holder] = field(default_factory=list)
-    lost: list[Row] = field(default_factory=list)  # the next token can't be in time any more
-    field: Field = field(default_factory=lambda: Field(()))
+    decodes: list[tuple[float, Row]]  # (due, row)
+    jobs: list[Job]  # sorted
+    lost: list[Row]  # the next token can't be in time any more
+    totals: Totals
+    field: Field
+
+    rows: list[Row]  # all but the lost
+
+    def holders(self) -> list[Holder]:
+        """Everyone as holders of blocks; asked for only when memory is tight."""
+        return [holder(row) for row in self.rows]
 
 
 def view(snapshot: Snapshot, *, margin_s: float, without: frozenset[int] = frozenset()) -> View:
-    """The running rows, less those in `without`."""
+    """The running rows, less those in `without`. One pass: this is paid at every step."""
     now = snapshot.now_s
-    seen = View()
-    decodes: list[Decode] = []
     base = now + margin_s
+    rows: list[Row] = []
+    lost: list[Row] = []
+    jobs: list[Job] = []
+    waiting_turn: list[tuple[float, Row]] = []
+    decodes: list[tuple[float, float, int, int]] = []
+    life = variance = 0.0
     for row in snapshot.running:
-        if row.id in without:
+        if without and row.id in without:
             continue
         due = row.due_s
         if due < now or not row.kept:
-            seen.lost.append(row)
+            lost.append(row)
             continue
-        known, computed, output = row.num_known, row.num_computed, row.num_output
+        known = row.num_known
         left = row.expected_output
         if left > row.max_output:
             left = float(row.max_output)
-        if output > 0 and known - computed == 1:
-            decodes.append(Decode(due - base, row.tpot_s, known, ceil(left) if left > 1 else 1))
-            seen.decodes.append((due - base, row))
+        life += known + left
+        variance += row.expected_sd * row.expected_sd
+        rows.append(row)
+        if known - row.num_computed == 1 and row.num_output > 0:
+            due -= base
+            decodes.append((due, row.tpot_s, known, int(left + 0.999999) or 1))
+            waiting_turn.append((due, row))
         else:
-            seen.jobs.append(job_of(row, base))
-        seen.holders.append(Holder(known, left, row.expected_sd * row.expected_sd))
-    seen.jobs.sort()
-    seen.field = Field(decodes)
-    return seen
+            jobs.append(job_of(row, base))
+    jobs.sort()
+    totals = Totals(life, variance, len(rows))
+    return View(waiting_turn, jobs, lost, totals, Field(decodes), rows)
 
 
 def job_of(row: Row, base_s: float) -> Job:
