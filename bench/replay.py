@@ -3,7 +3,8 @@ The headline experiment: a public trace against one replica, measured and simula
 
     python -m bench.replay [--loads conversation,mix] [--windows 120] [--repeats 2]
 
-For each load and policy the simulator picks the policy's best setting and predicts its capacity
+First the step times of a serving replica are fitted (bench/replay_calibrate.py). For each load
+and policy the simulator picks the policy's best setting and predicts its capacity
 (90 % of the requests keep every promise). Then windows of `--windows` seconds are measured at
 four rates around it, policies in turn, each on a fresh replica (builtin://tiny) and gateway over
 HTTP. Every window is scored by the client and compared with the gateway's counters, simulated
@@ -24,10 +25,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.replay_calibrate import calibrate, load_host
 from bench.replay_plan import (
     GRID,
     LOADS,
-    Host,
     Planned,
     load_plans,
     options_of,
@@ -50,6 +51,7 @@ from sloserve.load.summary import ALL, summarise
 from sloserve.perf import load_profile
 
 HERE = Path(__file__).parent
+PROFILE, HOST = "profile.json", "host.json"
 TENTH = 0.1
 TENTH_KEPT = 0.95
 DRAIN_S = 60.0
@@ -75,9 +77,8 @@ def main() -> int:
     args = _arguments()
     console = Console()
     folder: Path = args.results
-    profile_path = args.profile or folder / "profile.json"
-    if not profile_path.exists():
-        _measure_profile(profile_path, threads=args.threads)
+    _calibrate(args, folder)
+    profile_path = folder / PROFILE
     plans = _plans(args, console, profile_path)
     if args.check:
         return _check(args, console, profile_path, plans)
@@ -137,7 +138,7 @@ async def _window(args: argparse.Namespace, task: Task, profile_path: Path) -> d
             task.planned.load,
             manifest=args.targets,
             profile=load_profile(profile_path),
-            host=_host(args),
+            host=load_host(args.results / HOST),
             duration_s=args.windows,
         ),
         task.planned.setting,
@@ -166,7 +167,7 @@ def _plans(args: argparse.Namespace, console: Console, profile_path: Path) -> li
                     load,
                     manifest=args.targets,
                     profile=profile,
-                    host=_host(args),
+                    host=load_host(args.results / HOST),
                     duration_s=args.windows,
                 )
                 plans.append(plan(scenario, load, policy))
@@ -188,7 +189,7 @@ def _check(
             load,
             manifest=args.targets,
             profile=load_profile(profile_path),
-            host=_host(args),
+            host=load_host(args.results / HOST),
             duration_s=3600.0,
         )
         rate = TENTH * max(p.capacity for p in plans if p.load == load)
@@ -237,21 +238,25 @@ def _line(result: dict[str, Any]) -> str:
     return text + (f"; {why}" if (why := measured["facts"]["client"]["bottleneck"]) else "")
 
 
-def _measure_profile(path: Path, *, threads: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    words = ["profile", "--model", "builtin://tiny", "--threads", str(threads), "--full"]
-    words += ["--kv-size", "1Gi", "--output", str(path)]
-    subprocess.run([sys.executable, "-m", "sloserve.cli", *words], check=True)
-
-
-def _host(args: argparse.Namespace) -> Host:
-    return Host(
-        plan_s=args.plan_ms / 1000,
-        way_in_s=args.way_in_ms / 1000,
-        way_out_s=args.way_out_ms / 1000,
-        noise=args.noise,
-        stragglers=args.stragglers,
-    )
+def _calibrate(args: argparse.Namespace, folder: Path) -> None:
+    """Profile and host of this machine, measured unless they are there."""
+    quick, profile, host = (folder / f for f in ("profile-idle.json", PROFILE, HOST))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not quick.exists():
+        words = ["profile", "--model", "builtin://tiny", "--threads", str(args.threads), "--full"]
+        words += ["--kv-size", "1Gi", "--output", str(quick)]
+        subprocess.run([sys.executable, "-m", "sloserve.cli", *words], check=True)
+    if not profile.exists() or not host.exists():
+        asyncio.run(
+            calibrate(
+                args.targets,
+                quick=quick,
+                profile_path=profile,
+                host_path=host,
+                threads=args.threads,
+                log=folder / "logs" / "calibrate.log",
+            )
+        )
 
 
 def _progress(console: Console) -> Progress:
@@ -285,14 +290,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of the forward pass (1)")
     parser.add_argument("--targets", type=Path, default=HERE / "targets.yaml")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "replay")
-    parser.add_argument("--profile", type=Path, help="step times (default: measured first)")
     parser.add_argument("--check", action="store_true", help="only simulate a tenth of the load")
-    host = parser.add_argument_group("what the simulator assumes of this machine")
-    host.add_argument("--plan-ms", type=float, default=Host().plan_s * 1000)
-    host.add_argument("--way-in-ms", type=float, default=Host().way_in_s * 1000)
-    host.add_argument("--way-out-ms", type=float, default=Host().way_out_s * 1000)
-    host.add_argument("--noise", type=float, default=Host().noise)
-    host.add_argument("--stragglers", type=float, default=Host().stragglers)
     return parser.parse_args()
 
 

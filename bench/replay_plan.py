@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.replay_calibrate import Host
+
 from sloserve.load.options import LoadOptions, read_service
 from sloserve.load.report import write_json
 from sloserve.load.trace import parse_shares
@@ -21,9 +23,11 @@ SEED = 4
 TARGET = 0.9
 FACTORS = (0.8, 1.0, 1.2, 1.5)
 """Offered rates, in predicted capacities: about it, and 1.5 times it for the overload goal."""
-TOLERANCE = 0.03
-PREDICT_S = 300.0
-PREDICT_REPEATS = 2
+COARSE = 0.06
+TOLERANCE = 0.02
+FINALISTS = 3
+PREDICT_S = 240.0
+PREDICT_REPEATS = 3
 
 LOADS = {
     "conversation": ("builtin:conversation", ["interactive=0.3,standard=0.4,relaxed=0.3"]),
@@ -35,25 +39,14 @@ GRID = {
     "sloserve": ["sloserve"],
     "fcfs": [f"fcfs:max_batch_tokens={n}" for n in (64, 128, 192, 256, 384, 512, 1024, 2048)],
     "edf-drop": [
-        f"edf-drop:max_batch_tokens={n},grid_tokens=32,min_batch_tokens={min(n, 64)},"
+        f"edf-drop:max_batch_tokens={n},grid_tokens=32,min_batch_tokens=64,"
         f"safety={safety},alpha_s={alpha}"
-        for n in (128, 256, 512, 1024)
+        for n in (64, 96, 128, 192, 256, 512)
         for safety in (1.0, 1.2)
         for alpha in (0.0, 0.0002)
     ],
 }
 """Every setting of a policy that the simulator tries; the best one is measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """What the simulator assumes of this machine beside step times. Seconds."""
-
-    plan_s: float = 0.001
-    way_in_s: float = 0.003
-    way_out_s: float = 0.003
-    noise: float = 0.03
-    stragglers: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +95,11 @@ def scenario_of(
     settings = SimSettings(
         policy="sloserve",
         model=profile.step,
-        truth=TruthSpec(noise=host.noise, straggler_share=host.stragglers),
+        truth=TruthSpec(
+            noise=host.noise,
+            straggler_share=host.stragglers,
+            straggler_factor=host.straggler_factor,
+        ),
         num_blocks=kv_tokens // 16,
         max_running=spec.engine.max_running,
         max_batch_tokens=spec.engine.max_batch_tokens,
@@ -123,22 +120,37 @@ def with_setting(scenario: Scenario, setting: str) -> Scenario:
 
 
 def plan(scenario: Scenario, load: str, policy: str) -> Planned:
-    """The best of a policy's settings by simulated capacity."""
+    """
+    The best of a policy's settings by simulated capacity: all of them searched coarsely, the
+    best few again over more windows and to a finer step.
+    """
     options = replace(scenario.options, duration_s=PREDICT_S)
-    tried: dict[str, float] = {}
+    scenario = replace(scenario, options=options)
     start = scenario.trace.rate / 4
-    for setting in GRID[policy]:
+
+    def capacity(setting: str, *, tolerance: float, repeats: int, start: float) -> float:
         found = find_capacity(
-            with_setting(replace(scenario, options=options), setting),
+            with_setting(scenario, setting),
             target=TARGET,
-            tolerance=TOLERANCE,
+            tolerance=tolerance,
             start=start,
-            repeats=PREDICT_REPEATS,
+            repeats=repeats,
         )
-        tried[setting] = found.rate
-        start = found.rate or start
-    best = max(tried, key=lambda setting: tried[setting])
-    return Planned(load, policy, best, tried[best], tried)
+        return found.rate
+
+    tried: dict[str, float] = {}
+    for setting in GRID[policy]:
+        tried[setting] = capacity(setting, tolerance=COARSE, repeats=1, start=start)
+        start = tried[setting] or start
+    ranked = sorted(tried, key=lambda setting: -tried[setting])
+    fine = {
+        setting: capacity(
+            setting, tolerance=TOLERANCE, repeats=PREDICT_REPEATS, start=tried[setting] or start
+        )
+        for setting in ranked[:FINALISTS]
+    }
+    best = max(fine, key=lambda setting: fine[setting])
+    return Planned(load, policy, best, fine[best], tried | fine)
 
 
 def save_plans(path: Path, plans: Sequence[Planned], *, made: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -35,12 +36,19 @@ class Running:
 
     url: str
     internal_url: str
+    replica_url: str
     session: aiohttp.ClientSession
 
     async def counters(self) -> dict[str, Counted]:
         """The gateway's counters per class, since its start."""
         async with self.session.get(f"{self.internal_url}/metrics") as response:
             return parse_counters(await response.text())
+
+    async def steps(self) -> list[dict[str, Any]]:
+        """The replica's latest steps (at most a thousand)."""
+        async with self.session.get(f"{self.replica_url}/debug/steps") as response:
+            listed: list[dict[str, Any]] = (await response.json())["steps"]
+            return listed
 
 
 def parse_counters(text: str) -> dict[str, Counted]:
@@ -99,7 +107,8 @@ async def serving(
             async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
                 for base in (replica, gateway):
                     await _ready(session, f"http://{base}/ready", children, log=log)
-                yield Running(f"http://{gateway}/v1", f"http://{internal}", session)
+                urls = (f"http://{gateway}/v1", f"http://{internal}", f"http://{replica}")
+                yield Running(*urls, session)
         finally:
             for child in reversed(children):
                 await _stop(child)
