@@ -190,8 +190,10 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _profile_run(args: argparse.Namespace) -> int:
+    from sloserve.model.allocator import restart_with_malloc_settings
     from sloserve.model.profile_command import run_profile
 
+    restart_with_malloc_settings()
     return run_profile(args)
 
 

@@ -111,7 +111,7 @@ def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
         return cached
 
     def told(done: int, total: int, what: str) -> None:
-        on_phase(f"measuring step times, batch {done} of {total}", 0, 0)
+        on_phase(f"measuring step times: batch {done} of {total}", 0, 0)
 
     def measured(max_mape: float, max_p95: float) -> Profile:
         return measure(

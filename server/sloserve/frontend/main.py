@@ -51,7 +51,9 @@ def run_replica(args: argparse.Namespace) -> int:
     else:
         spec = read_spec(None, args)
     if not is_simulated(spec):
-        _restart_with_malloc_settings()
+        from sloserve.model.allocator import restart_with_malloc_settings
+
+        restart_with_malloc_settings()
     sock = serve.bind(*serve.parse_listen(args.listen))
     replica = Replica(spec, name=args.name)
     print(f"replica {replica.name} of {spec.name}: {serve.url_of(sock)}", flush=True)
@@ -201,14 +203,3 @@ def _apply(replica: Replica, spec: ServiceSpec) -> None:
     replica.apply(replace(spec, model=old.model, engine=old.engine))
     names = ",".join(c.name for c in spec.classes)
     log.info("manifest applied: generation=%d classes=%s", spec.generation, names)
-
-
-def _restart_with_malloc_settings() -> None:
-    """glibc reads its settings once, when a process starts: start again with them."""
-    from sloserve.model.allocator import malloc_environment
-
-    wanted = malloc_environment()
-    if all(name in os.environ for name in wanted):
-        return
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**wanted, **os.environ})

@@ -1,6 +1,8 @@
 """How glibc should treat large buffers; read by the entry point before torch is loaded."""
 
+import os
 import platform
+import sys
 
 _LARGEST_BYTES = 8 << 30
 _TOP_PAD_BYTES = 256 << 20
@@ -21,3 +23,12 @@ def malloc_environment() -> dict[str, str]:
         "MALLOC_TRIM_THRESHOLD_": str(_LARGEST_BYTES),
         "MALLOC_TOP_PAD_": str(_TOP_PAD_BYTES),
     }
+
+
+def restart_with_malloc_settings() -> None:
+    """Start this process again with them, once; returns when they are set already."""
+    wanted = malloc_environment()
+    if all(name in os.environ for name in wanted):
+        return
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**wanted, **os.environ})
