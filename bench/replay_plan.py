@@ -25,7 +25,7 @@ FACTORS = (0.8, 1.0, 1.2, 1.5)
 """Offered rates, in predicted capacities: about it, and 1.5 times it for the overload goal."""
 COARSE = 0.06
 TOLERANCE = 0.02
-FINALISTS = 3
+FINALISTS = 4
 PREDICT_S = 240.0
 PREDICT_REPEATS = 3
 
@@ -140,7 +140,7 @@ def plan(scenario: Scenario, load: str, policy: str) -> Planned:
 
     tried: dict[str, float] = {}
     for setting in GRID[policy]:
-        tried[setting] = capacity(setting, tolerance=COARSE, repeats=1, start=start)
+        tried[setting] = capacity(setting, tolerance=COARSE, repeats=2, start=start)
         start = tried[setting] or start
     ranked = sorted(tried, key=lambda setting: -tried[setting])
     fine = {

@@ -131,7 +131,8 @@ class Cluster:
 
     def _decided(self, job: Job, decision: Decision, reason: str) -> None:
         declined = decision is Decision.DECLINED
-        self._state.asked(declined=declined or decision is Decision.DEGRADED)
+        if job.decision is None:  # else a degraded job got its promise back: it is not asked anew
+            self._state.asked(declined=declined or decision is Decision.DEGRADED)
         if not declined:
             job.decision, job.reason = decision, reason
             return
