@@ -192,6 +192,21 @@ def test_best_effort_moves_on_even_when_promised_prefills_take_every_step(
     assert 0 < young.tokens[2] < old.tokens[2] < 200
 
 
+def test_best_effort_that_comes_after_a_promise_does_not_break_it(
+    a_row: Rows, a_snapshot: Snapshots
+) -> None:
+    waits = a_row(2, tier=Tier.BEST_EFFORT, num_known=4000, due_s=-1.0)
+
+    def relegated(due_s: float, best_effort: list[Row]) -> tuple[int, ...]:
+        busy = a_busy_prefill(a_row, due_s=due_s)
+        asks = a_row(3, due_s=100 + due_s, may_wait=False)  # makes the policy look again
+        snapshot = a_snapshot([replace(busy, due_s=100 + due_s)], [asks], best_effort, now_s=100.0)
+        return make_policy("sloserve").plan(snapshot).relegated
+
+    tight_s = next(due / 1000 for due in range(500, 5000) if not relegated(due / 1000, []))
+    assert relegated(tight_s, [waits]) == ()
+
+
 def test_best_effort_does_not_start_into_the_last_blocks(
     a_row: Rows, a_snapshot: Snapshots
 ) -> None:

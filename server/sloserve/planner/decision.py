@@ -107,8 +107,9 @@ class Decision:
         """
         Make sure that the running requests are feasible by themselves.
 
-        A model error may have made them infeasible: give up the margin, then a little more; if
-        that does not do, relegate the one with the least value per remaining demand. True when
+        A model error, or best effort that came after the promises, may have made them infeasible:
+        give up what is kept free for best effort, then the margin, then a little more; if that
+        does not do, relegate the one with the least value per remaining demand. True when
         promises were given up.
         """
         margin_s = self.snapshot.margin_s
@@ -121,6 +122,9 @@ class Decision:
                 if self.snapshot.now_s + tried_s != self.base_s:
                     self._look(tried_s)
                 result = self.run(self.seen.jobs, lockstep=self.lockstep(()))
+                if not result.ok and self.reserve_s > 0.0:
+                    self._give_up_reserve()
+                    result = self.run(self.seen.jobs, lockstep=self.lockstep(()))
                 if result.ok:
                     return len(self.relegated) > before
             assert result is not None
@@ -131,6 +135,10 @@ class Decision:
                 self.relegated.append(victim)
                 self._look(margin_s)
             num_victims *= 1 if self.seen.jobs else 2  # a crowd of decodes: not one by one
+
+    def _give_up_reserve(self) -> None:
+        self.reserve_s = 0.0
+        self.machine = self.machine._replace(reserve_s=0.0)
 
     def verdict(self, ask: Ask, cause: Play, asks: Sequence[Ask]) -> Verdict:
         """The verdict on `ask`, refused because of `cause`, with `asks` accepted instead."""
