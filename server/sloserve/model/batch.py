@@ -11,6 +11,9 @@ from sloserve.engine.runner import StepRow
 
 MAX_WASTE = 0.25  # share of a decode group's pages that may be padding
 FREE_WASTE_PAGES = 32  # ... or this many pages: copying them costs less than one more call
+MAX_GROUP_PAGES = (
+    128  # gathered keys and values stay in the processor's cache: 43 -> 22 ms at 32 x 1024
+)
 
 Masks = dict[int | None, Tensor | None]
 
@@ -70,13 +73,15 @@ def decode_groups(num_pages: Sequence[int]) -> list[tuple[int, int]]:
     """
     Half-open ranges of rows to attend together, for page counts in descending order.
 
-    Every group wastes at most MAX_WASTE of its padded pages, or FREE_WASTE_PAGES pages.
+    Every group wastes at most MAX_WASTE of its padded pages, or FREE_WASTE_PAGES pages, and holds
+    at most MAX_GROUP_PAGES unless it is a single row.
     """
     groups, begin, held = [], 0, 0
     for i, pages in enumerate(num_pages):
         padded = (i - begin + 1) * num_pages[begin]
         waste = padded - held - pages
-        if waste > FREE_WASTE_PAGES and waste > MAX_WASTE * padded:
+        wasteful = waste > FREE_WASTE_PAGES and waste > MAX_WASTE * padded
+        if i > begin and (wasteful or padded > MAX_GROUP_PAGES):
             groups.append((begin, i))
             begin, held = i, 0
         held += pages
