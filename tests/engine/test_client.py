@@ -138,16 +138,24 @@ def test_draining_refuses_the_new_and_finishes_the_rest(
     asyncio.run(main())
 
 
+async def allow(runner: Gated, num_steps: int) -> None:
+    """Let one step after the other run, with time for the client in between."""
+    for _ in range(num_steps):
+        runner.permits.release()
+        await asyncio.sleep(0.001)
+
+
 def test_a_slow_reader_is_given_up_and_hurts_nobody(serving: Any, an_ask: Any, script: Any) -> None:
     async def main() -> None:
         runner = Gated(script([65] * 300, [66] * 19))
         async with serving(runner, max_buffered_events=20) as client:
             slow = client.generate(an_ask(max_tokens=300))
             assert isinstance(await anext(slow), Decided)
-            runner.permits.release(1000)
+            steps = asyncio.create_task(allow(runner, 150))  # too few to end by itself
             other = await read(client, an_ask(max_tokens=19))
             assert len(other) == 20
             await until(lambda: free_blocks(client) == 256)
+            steps.cancel()
             rest = [event async for event in slow]
             assert isinstance(rest[-1], Broken)
             assert rest[-1].reason is Reason.SLOW_READER
