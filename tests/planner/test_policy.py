@@ -192,6 +192,17 @@ def test_best_effort_moves_on_even_when_promised_prefills_take_every_step(
     assert 0 < young.tokens[2] < old.tokens[2] < 200
 
 
+def test_best_effort_runs_on_a_machine_whose_tokens_cost_nothing(
+    a_row: Rows, a_snapshot: Snapshots
+) -> None:
+    flat = StepModel(w=0.01, a0=0.0, c1=0.01, a1=0.0, b=0.0, d=0.0)
+    waits = a_row(2, tier=Tier.BEST_EFFORT, num_known=4000, due_s=-1.0)
+    plan = make_policy("sloserve").plan(
+        a_snapshot([a_decode(a_row, 1, due_s=0.06)], [], [waits], model=flat)
+    )
+    assert plan.tokens == {1: 1, 2: 4000}
+
+
 def test_best_effort_that_comes_after_a_promise_does_not_break_it(
     a_row: Rows, a_snapshot: Snapshots
 ) -> None:

@@ -59,7 +59,8 @@ def fill(
                 continue
         else:
             slope = per_token_s + model.d * row.num_computed
-            count = min(row.num_left, int(budget_s / slope), max_tokens - num_tokens)
+            affordable = int(budget_s / slope) if slope > 0 else row.num_left  # tokens may be free
+            count = min(row.num_left, affordable, max_tokens - num_tokens)
             count = _within(count, budget_s, per_token_s, model.d, row.num_computed)
             if count <= 0:
                 continue
