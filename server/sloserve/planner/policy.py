@@ -3,8 +3,9 @@ The `sloserve` policy: keep every promise made, make as many as can be kept.
 
 Between steps: who lost a promise leaves (relegated), newcomers are selected by playing the demand
 forward, the first step of the accepted play-forward is the batch, best effort gets what is left.
-A selected request is told so (`admitted`) when its first chunk runs, or at once when it may not
-wait: until then a newcomer of more value per demand can still take its place.
+A selected request is told so (`admitted`) when the last chunk of its prefill runs (the first where
+prefills may not begin without a promise: `Snapshot.tentative`), or at once when it may not wait:
+until then a newcomer of more value per demand can still take its place.
 """
 
 from collections.abc import Sequence
