@@ -31,13 +31,15 @@ Start = Callable[..., "Process"]
 class Process:
     """A replica in a process of its own."""
 
-    def __init__(self, *words: str) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sloserve.cli", "replica", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, log: Path, *words: str) -> None:
+        self._log = log
+        with log.open("w") as stderr:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", "sloserve.cli", "replica", *words],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
         self.url = ""
 
     def wait_until_ready(self) -> None:
@@ -48,22 +50,26 @@ class Process:
     def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
         end_s = time.monotonic() + timeout_s
         while not condition():
-            assert self.popen.poll() is None, self.popen.communicate()[1]
+            assert self.popen.poll() is None, self.said()
             assert time.monotonic() < end_s, "it never happened"
             time.sleep(0.02)
 
-    def ended(self) -> tuple[int, str]:
-        """Exit code and what it said on stderr."""
-        _, said = self.popen.communicate(timeout=30)
-        return self.popen.returncode, said
+    def said(self) -> str:
+        """What it has written to stderr until now."""
+        return self._log.read_text()
+
+    def ended(self) -> int:
+        """Its exit code, once it has ended."""
+        self.popen.communicate(timeout=30)
+        return self.popen.returncode
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Process] = []
 
     def one(*words: str) -> Process:
-        started.append(Process(*words))
+        started.append(Process(tmp_path / f"replica-{len(started)}.log", *words))
         return started[-1]
 
     yield one
@@ -96,6 +102,9 @@ def test_a_replica_serves_follows_its_manifest_and_drains(start: Start, config: 
     assert "sloserve_config_generation 8.0" in text
 
     config.write_text("spec: nonsense")
+    process.wait_for(lambda: "bad content, the last good one stays in force" in process.said())
+    assert ask(process.url, **{"x-slo-class": "gold"}).status_code == 200
+
     body = {"prompt": "x", "max_tokens": 150, "stream": True}
     with httpx.stream("POST", f"{process.url}/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
@@ -103,9 +112,7 @@ def test_a_replica_serves_follows_its_manifest_and_drains(start: Start, config: 
         process.popen.send_signal(signal.SIGTERM)
         process.wait_for(lambda: ask(process.url).status_code == 503)
         assert [line for line in lines if line][-1] == "data: [DONE]"
-    code, said = process.ended()
-    assert code == 0
-    assert "bad content, the last good one stays in force" in said
+    assert process.ended() == 0
 
 
 def test_a_model_alone_is_served_with_a_default_class(start: Start) -> None:
@@ -113,7 +120,7 @@ def test_a_model_alone_is_served_with_a_default_class(start: Start) -> None:
     process.wait_until_ready()
     assert ask(process.url).headers["x-slo-class"] == "default"
     process.popen.send_signal(signal.SIGINT)
-    assert process.ended()[0] == 130
+    assert process.ended() == 130
 
 
 @pytest.mark.parametrize(
