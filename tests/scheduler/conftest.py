@@ -99,7 +99,12 @@ class Uncorrected:
     margin_s: float = 0.0
     seen: list[tuple[float, float, int]] = field(default_factory=list)
 
-    def observe(self, predicted_s: float, actual_s: float, num_tokens: int) -> None:
+    @property
+    def excess_share(self) -> float:
+        """None."""
+        return 0.0
+
+    def observe(self, predicted_s: float, actual_s: float) -> None:
         self.seen.append((predicted_s, actual_s, num_tokens))
 
 

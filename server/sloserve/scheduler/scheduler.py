@@ -182,7 +182,7 @@ class Scheduler:
         counters.decode_tokens += batch.num_decodes
         counters.prefill_tokens += batch.num_tokens - batch.num_decodes
         counters.best_effort_tokens += batch.num_best_effort_tokens
-        self.correction.observe(batch.stored_s, end_s - start_s, batch.num_tokens)
+        self.correction.observe(batch.stored_s, end_s - start_s)
 
     def fail(self, batch: Batch, now_s: float) -> list[Request]:
         """The step broke: its requests end as failed, and are given back."""
@@ -243,6 +243,7 @@ class Scheduler:
             running=self.queues.promised_rows,
             waiting=self.queues.waiting.rows,
             best_effort=self.queues.best_effort.rows,
+            excess_share=self.correction.excess_share,
         )
 
     def frontier(self, now_s: float, classes: Iterable[SloClass]) -> dict[str, Frontier]:
