@@ -166,13 +166,14 @@ class Scheduler:
         self._in_flight = None
         self.version += 1
         num_output = 0
+        running, computed = Status.RUNNING, self.holdings.computed
         for row in batch.rows:
             request = row.request
             request.in_flight = False
-            if request.status is not Status.RUNNING:  # cancelled while the step ran
+            if request.status is not running:  # cancelled while the step ran
                 self.holdings.release(request)
                 continue
-            self.holdings.computed(request, row.start + row.count)
+            computed(request, row.start + row.count)
             if row.sample:
                 num_output += 1
                 self._append(request, outcomes[request.id], end_s)
