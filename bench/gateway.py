@@ -1,7 +1,7 @@
 """
 The gateway's own cost beside its peers', and two gateways on one replica set.
 
-    python -m bench.gateway [--seconds 4] [--rounds 3] [--litellm VENV] [--json FILE]
+    python -m bench.gateway [--seconds 4] [--rounds 3] [--litellm VENV] [--realtime] [--json FILE]
 
 Cost: a trivial upstream that speaks the wire and writes canned bytes, the real gateway
 (`sloserve gateway`: keys, class, routing by polled reports, annotations counted and stripped,
@@ -12,7 +12,8 @@ figure is shown per second of CPU that the forwarding process used: what one cor
 nothing else ran on the machine, and the number to trust on a shared one.
 
 LiteLLM's proxy (bench/gateway_litellm.py) comes from a virtual environment of its own:
-`pip install 'litellm[proxy]' httptools`. Two gateways: bench/gateway_pair.py.
+`pip install 'litellm[proxy]' httptools`. Two gateways: bench/gateway_pair.py. On a machine that has
+other work to do, `--realtime` gives all processes of the run the processors first.
 """
 
 import argparse
@@ -144,6 +145,8 @@ def main() -> None:
     """Run it, print the tables."""
     args = _arguments()
     cores = sorted(os.sched_getaffinity(0))
+    if args.realtime:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # children inherit it
     with TemporaryDirectory() as folder:
         result = {"cost": _cost(Path(folder), cores, args)}
         print(table(result["cost"]))
@@ -197,6 +200,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--seconds", type=float, default=4.0, help="per measurement of cost")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--realtime",
+        action="store_true",
+        help="run at real-time priority (root), out of the way of other work",
+    )
     parser.add_argument("--window", type=float, default=15.0, help="seconds of load per window")
     parser.add_argument("--litellm", type=Path, help="virtual environment that holds LiteLLM")
     parser.add_argument("--json", type=Path, help="write the figures here")
