@@ -97,7 +97,7 @@ class Uncorrected:
 
     ratio: float = 1.0
     margin_s: float = 0.0
-    seen: list[tuple[float, float, int]] = field(default_factory=list)
+    seen: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def excess_share(self) -> float:
@@ -105,7 +105,7 @@ class Uncorrected:
         return 0.0
 
     def observe(self, predicted_s: float, actual_s: float) -> None:
-        self.seen.append((predicted_s, actual_s, num_tokens))
+        self.seen.append((predicted_s, actual_s))
 
 
 class World:
