@@ -191,7 +191,7 @@ def _plans(args: argparse.Namespace, console: Console, profile_path: Path) -> li
                     host=load_host(args.results / HOST),
                     duration_s=args.windows,
                 )
-                plans.append(plan(scenario, load, policy))
+                plans.append(plan(scenario, load, policy, repeats=args.repeats))
                 save_plans(path, plans, made=provenance())
             progress.advance(bar)
     chosen = [p for p in plans if p.load in args.loads and p.policy in args.policies]
