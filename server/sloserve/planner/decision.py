@@ -110,19 +110,27 @@ class Decision:
         Make sure that the running requests are feasible by themselves.
 
         A model error, or best effort that came after the promises, may have made them infeasible:
-        give up what is kept free for best effort, then the margin, then a little more; if that
-        does not do, relegate the one with the least value per remaining demand. True when
-        promises were given up.
+        give up what is kept free for best effort, then the margin, the safety of single steps and
+        a little more; if that does not do, relegate the one with the least value per remaining
+        demand. True when promises were given up.
         """
-        margin_s = self.snapshot.margin_s
-        margins = (margin_s, margin_s / 2, 0.0, -self.settings.relegate_late_s)
+        margin_s, safety = self.snapshot.margin_s, self.settings.safety
+        tries = (
+            (margin_s, safety),
+            (margin_s / 2, safety),
+            (0.0, safety),
+            (0.0, 1.0),
+            (-self.settings.relegate_late_s, 1.0),
+        )
         before = len(self.relegated)
         num_victims = 1
         while True:
             result: Play | None = None
-            for tried_s in margins:
+            for tried_s, tried_safety in tries:
                 if self.snapshot.now_s + tried_s != self.base_s:
                     self._look(tried_s)
+                if self.machine.safety != tried_safety:
+                    self.machine = self.machine._replace(safety=tried_safety)
                 result = self.run(self.seen.jobs, lockstep=self.lockstep(()))
                 if not result.ok and self.reserve_s > 0.0:
                     self._give_up_reserve()

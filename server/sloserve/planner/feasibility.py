@@ -9,7 +9,8 @@ will form it, so the first step of an accepted play-forward *is* the next batch:
     cap   = min(step limit, brief)                       the step's length at most
     look  = max(step limit, T(all decodes))              the next step's length at most
     in    = decodes due before now + safety (cap + look) the others can wait another such step
-            (fewer when those take longer than brief; lock-step, when memory is tight: all)
+            (the tight ones alone when a step of all is not brief; lock-step, when memory is
+            tight: all)
     fill  = prefill chunks by deadline, while T(batch) <= cap and no finished prefill is late
 
 Decodes are not walked one by one. Those not yet touched lie in a list sorted by due time per
@@ -215,8 +216,9 @@ def play(
         else:
             cut = t + safety * (cap + look)
             if all_s > brief:
+                window = min(cap + look, room)
                 cut = _narrow(
-                    t, room, brief, cut, machine.model, dues, pre, at, rings, min(cap + look, room)
+                    t, room, safety, cut, all_s, machine.model, dues, pre, at, rings, window
                 )
         m, context, num_gone = 0, 0.0, 0
         for i in tiers:
@@ -362,8 +364,9 @@ def play(
 def _narrow(
     t: float,
     room: float,
-    length_s: float,
+    safety: float,
     cut: float,
+    all_s: float,
     model: StepModel,
     dues: list[list[float]],
     pre: list[list[int]],
@@ -372,25 +375,40 @@ def _narrow(
     window: float,
 ) -> float:
     """
-    The widest cut whose decodes fit into `length_s`, when all of them together would not.
+    Where to cut when a step of all decodes, `all_s`, would use up too much of the room.
 
-    Tries smaller windows of due times; the narrowest holds only what is due within the room.
+    The tight ones first, in a step that is brief, if the others can follow as safely in a step of
+    their own. Else (all are about as tight: a split would only leave less room for the second
+    half) as many as fit into the room. Tries smaller windows of due times; the narrowest holds
+    only what is due within the room.
     """
+    fits: float | None = None
+    tried = cut
     for share in (1.0, 0.75, 0.5, 0.25, 0.1, 0.0):
         tried = cut if share == 1.0 else t + room + share * window + EPSILON_S
-        m, context = 0, 0.0
+        m, context, rest_s = 0, 0.0, inf
         for i, ring in enumerate(rings):
-            end = bisect_left(dues[i], tried, at[i])
-            m += end - at[i]
-            context += pre[i][end] - pre[i][at[i]]
+            due_list, k = dues[i], at[i]
+            end = bisect_left(due_list, tried, k)
+            m += end - k
+            context += pre[i][end] - pre[i][k]
+            if end < len(due_list) and due_list[end] - t < rest_s:
+                rest_s = due_list[end] - t
             for clump in ring:
                 if clump[0] >= tried:
+                    if clump[0] - t < rest_s:
+                        rest_s = clump[0] - t
                     break
                 m += clump[1]
                 context += clump[2]
-        if model.step_s(m, context=context) <= length_s:
+        step_s = model.step_s(m, context=context)
+        if step_s * safety <= room and (
+            share == 1.0 or step_s + safety * (all_s - step_s + model.w) <= rest_s
+        ):
             return tried
-    return tried
+        if fits is None and step_s <= room:
+            fits = tried
+    return tried if fits is None else fits
 
 
 def _steady(
