@@ -8,9 +8,9 @@ and policy the simulator picks the policy's best setting and predicts its capaci
 (90 % of the requests keep every promise). Then windows of `--windows` seconds are measured at
 four rates around it, policies in turn, each on a fresh replica (builtin://tiny) and gateway over
 HTTP. Every window is scored by the client and compared with the gateway's counters, and kept in
-bench/results/replay/: an interrupted run goes on where it was. When all are measured, each is
-simulated with the same arrivals. The last lines are a table and, beside the JSON, attainment.png
-and summary.md.
+bench/results/replay/: an interrupted run goes on where it was. When all are measured, the step
+times are fitted again on what these very windows took, and each is simulated with the same
+arrivals. The last lines are a table and, beside the JSON, attainment.png and summary.md.
 
 The machine should have nothing else to do. With the defaults it takes about 100 minutes.
 """
@@ -23,12 +23,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.replay_calibrate import Host, calibrate, load_host
+from bench.replay_calibrate import (
+    Host,
+    calibrate,
+    load_host,
+    sample_of_step,
+    thinned,
+    write_fit,
+)
 from bench.replay_plan import (
     GRID,
     LOADS,
@@ -51,10 +58,12 @@ from sloserve.load.options import read_service, targets_of
 from sloserve.load.records import judge
 from sloserve.load.report import Window, provenance, write_json
 from sloserve.load.summary import ALL, summarise
-from sloserve.perf import Profile, load_profile
+from sloserve.perf import Profile, Sample, load_profile
 
 HERE = Path(__file__).parent
-PROFILE, HOST = "profile.json", "host.json"
+QUICK_PROFILE, PROFILE, HOST = "profile-idle.json", "profile.json", "host.json"
+SERVED_PROFILE, SERVED_HOST = "profile-served.json", "host-served.json"
+WINDOW_SAMPLES = 300
 TENTH = 0.1
 TENTH_KEPT = 0.95
 DRAIN_S = 60.0
@@ -96,7 +105,7 @@ def main() -> int:
                 write_json(path, result)
                 console.print(_line(result), highlight=False)
             progress.advance(bar)
-    _simulate_all(args, console, profile_path, tasks)
+    _simulate_all(args, console, tasks)
     summarise_run(folder, plans, console=console)
     return 0
 
@@ -127,6 +136,7 @@ async def _window(args: argparse.Namespace, task: Task, profile_path: Path) -> d
             drain_s=DRAIN_S,
         )
         counted = since(before, await service.counters())
+        steps = await service.steps()
     window = Window(
         rate=len(load) / load.duration_s,
         duration_s=load.duration_s,
@@ -142,21 +152,31 @@ async def _window(args: argparse.Namespace, task: Task, profile_path: Path) -> d
         "made": provenance(),
         "measured": window.to_dict(),
         "gateway": {name: asdict(count) for name, count in counted.items()},
+        "steps": [astuple(sample) for sample in _samples(steps)],
     }
 
 
-def _simulate_all(
-    args: argparse.Namespace, console: Console, profile_path: Path, tasks: Sequence[Task]
-) -> None:
-    """Simulate the measured windows that have not been; on all cores, now that nothing is timed."""
-    profile, host = load_profile(profile_path), load_host(args.results / HOST)
-    found = {task: args.results / f"{task.name}.json" for task in tasks}
+def _samples(steps: Sequence[dict[str, Any]]) -> list[Sample]:
+    """Some of a window's latest steps."""
+    found = [sample for step in steps if (sample := sample_of_step(step)) is not None]
+    return thinned(found, most=WINDOW_SAMPLES)
+
+
+def _simulate_all(args: argparse.Namespace, console: Console, tasks: Sequence[Task]) -> None:
+    """Simulate every measured window with the step times of all; on all cores: nothing is timed."""
+    folder: Path = args.results
+    found = {task: folder / f"{task.name}.json" for task in tasks}
     results = {task: json.loads(path.read_text(encoding="utf-8")) for task, path in found.items()}
-    missing = [task for task, result in results.items() if "simulated" not in result]
+    samples = [Sample(*row) for result in results.values() for row in result["steps"]]
+    way_s = load_host(folder / HOST).way_in_s * 2
+    profile_path, host_path = folder / SERVED_PROFILE, folder / SERVED_HOST
+    quick = folder / QUICK_PROFILE
+    write_fit(samples, [way_s], quick=quick, profile_path=profile_path, host_path=host_path)
+    profile, host = load_profile(profile_path), load_host(host_path)
     with ProcessPoolExecutor() as pool, _progress(console) as progress:
-        bar = progress.add_task("simulating", total=len(missing))
+        bar = progress.add_task("simulating", total=len(tasks))
         one = partial(_simulated, args.targets, args.windows, profile, host)
-        for task, window in zip(missing, pool.map(one, missing), strict=True):
+        for task, window in zip(tasks, pool.map(one, tasks), strict=True):
             write_json(found[task], results[task] | {"simulated": window})
             progress.advance(bar)
 
@@ -260,7 +280,7 @@ def _line(result: dict[str, Any]) -> str:
 
 def _calibrate(args: argparse.Namespace, folder: Path) -> None:
     """Profile and host of this machine, measured unless they are there."""
-    quick, profile, host = (folder / f for f in ("profile-idle.json", PROFILE, HOST))
+    quick, profile, host = (folder / name for name in (QUICK_PROFILE, PROFILE, HOST))
     folder.mkdir(parents=True, exist_ok=True)
     if not quick.exists():
         words = ["profile", "--model", "builtin://tiny", "--threads", str(args.threads), "--full"]

@@ -71,6 +71,18 @@ async def calibrate(
             ways_s += await _ways_s(service, manifest)
             steps += await _steps_under_load(service, manifest)
     samples = thinned([s for step in steps if (s := sample_of_step(step)) is not None])
+    write_fit(samples, ways_s, quick=quick, profile_path=profile_path, host_path=host_path)
+
+
+def write_fit(
+    samples: Sequence[Sample],
+    ways_s: Sequence[float],
+    *,
+    quick: Path,
+    profile_path: Path,
+    host_path: Path,
+) -> None:
+    """Fit step times and noise to `samples`; profile and host in files. `quick` names the model."""
     found = fit(samples, max_mape=math.inf, max_p95=math.inf)
     before = evaluate(load_profile(quick).step, samples)
     old = load_profile(quick)
@@ -103,7 +115,7 @@ async def calibrate(
         host_path,
         {
             "host": asdict(host),
-            "steps": len(steps),
+            "steps": len(samples),
             "mape": errors | kinds,
             "coefficients": asdict(found.model),
         },
@@ -122,13 +134,13 @@ def sample_of_step(step: Mapping[str, Any]) -> Sample | None:
     )
 
 
-def thinned(samples: Sequence[Sample]) -> list[Sample]:
-    """At most MAX_SAMPLES, as many of each kind of batch as there are, up to an equal share."""
+def thinned(samples: Sequence[Sample], *, most: int = MAX_SAMPLES) -> list[Sample]:
+    """At most so many, as many of each kind of batch as there are, up to an equal share."""
     dice = random.Random(1)
     kinds: dict[str, list[Sample]] = {}
     for sample in samples:
         kinds.setdefault(sample.kind.value, []).append(sample)
-    share = MAX_SAMPLES // max(1, len(kinds))
+    share = most // max(1, len(kinds))
     return [s for own in kinds.values() for s in dice.sample(own, min(share, len(own)))]
 
 

@@ -56,14 +56,21 @@ def paged_attention(
     """
     Write the step's keys and values, then attend: decodes by group, prefill chunks one by one.
 
-    query (1, H, T, D), key (1, Hkv, T, D), value (1, Hkv, T, Dv) -> (1, T, H, Dv).
+    query (1, H, P, D), key (1, Hkv, P, D), value (1, Hkv, P, Dv) -> (1, P, H, Dv); what is
+    padding (`Batch`) is not attended and comes out as 0.
     """
     batch, cache = _current.batch, _current.cache
     assert batch is not None, "attention outside of a step"
     assert cache is not None
     layer: int = module.layer_idx  # type: ignore[assignment]
-    query, key, value = query[0], key[0], value[0]  # (heads, T, size)
-    cache.write(layer, batch.slots, key.transpose(0, 1), value.transpose(0, 1))
+    query, key, value = query[0], key[0], value[0]  # (heads, P, size)
+    num_tokens = batch.slots.shape[0]
+    cache.write(
+        layer,
+        batch.slots,
+        key[:, :num_tokens].transpose(0, 1),
+        value[:, :num_tokens].transpose(0, 1),
+    )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     if query.dtype != cache.dtype:
@@ -89,6 +96,9 @@ def paged_attention(
         parts.append(
             _attend_chunk(chunk, tokens, keys, values, scaling, sliding_window, softcap, s_aux)
         )
+    num_padding = query.shape[1] - num_tokens
+    if num_padding:
+        parts.append(parts[0].new_zeros(num_padding, *parts[0].shape[1:]))
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.unsqueeze(0), None
 
