@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from sloserve.engine.runner import StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.model.attention import current_step, paged_attention
-from sloserve.model.batch import FREE_WASTE_PAGES, MAX_WASTE, build_batch, decode_groups
+from sloserve.model.batch import (
+    FREE_WASTE_PAGES,
+    MAX_WASTE,
+    build_batch,
+    decode_groups,
+    padded_size,
+)
 from sloserve.model.kv import KvCache, LayerShape
 
 CPU = torch.device("cpu")
@@ -153,6 +159,22 @@ def test_positions_and_slots_follow_the_block_table() -> None:
     assert batch.slots.tolist() == [35, 39, 8, 9, 10, 11, 20]
     assert batch.keep.tolist() == [6, 0]  # in the order of the rows
     assert batch.sampled == [0, 1]
+
+
+def test_a_step_is_padded_behind_its_tokens_and_padding_is_written_nowhere() -> None:
+    rows = [a_row(0, 36, list(range(9)), sample=True), a_row(7, 1, [10, 11], sample=True)]
+    batch = build_batch(rows, block_size=4, device=CPU)
+    assert batch.input_ids.shape == batch.positions.shape == (1, padded_size(37))
+    assert batch.slots.shape == (37,)
+    assert batch.keep.tolist() == [36, 0]
+
+
+def test_padding_takes_an_eighth_at_most_and_leaves_few_sizes() -> None:
+    sizes = {n: padded_size(n) for n in range(1, 4097)}
+    assert all(n <= size <= n * 9 / 8 for n, size in sizes.items())
+    assert all(sizes[size] == size for size in sizes.values() if size in sizes)
+    assert len(set(sizes.values())) == 16 + 8 * 8
+    assert all(sizes[n] == n for n in range(1, 17))
 
 
 def test_groups_of_decodes_waste_little_and_cover_every_row() -> None:
