@@ -36,6 +36,8 @@ class Cache:
 
     def __init__(self) -> None:
         self._objects: dict[Key, dict[Ref, Obj]] = {}
+        self._listed: dict[tuple[str, str | None], str] = {}
+        """Kind and namespace (None: all) -> version of the last complete list."""
 
     def put(self, obj: Obj) -> Key | None:
         """Something exists in this version; its service's key if that was news."""
@@ -43,7 +45,9 @@ class Cache:
         if key is None:
             return None
         place, ref = self._objects.setdefault(key, {}), ref_of(obj)
-        if ref in place and not _newer(obj, place[ref]):
+        stale = not _newer(obj, place[ref]) if ref in place else self._was_gone(obj)
+        if stale:
+            self._tidy(key)
             return None
         place[ref] = obj
         return key
@@ -56,25 +60,38 @@ class Cache:
         if key is None or known is None or uid_of(known) != uid_of(obj):
             return None
         del place[ref_of(obj)]
-        if not place:
-            del self._objects[key]
+        self._tidy(key)
         return key
 
-    def replace(self, kind: str, items: Iterable[Obj], *, version: str) -> set[Key]:
+    def _was_gone(self, obj: Obj) -> bool:
+        """Whether a complete list that is newer did not have it any more."""
+        namespace = obj["metadata"].get("namespace")
+        listed = [self._listed.get((obj["kind"], where)) for where in (None, namespace)]
+        return any(v is not None and not _later(version_of(obj), v) for v in listed)
+
+    def _tidy(self, key: Key) -> None:
+        if not self._objects.get(key, True):
+            del self._objects[key]
+
+    def replace(
+        self, kind: str, items: Iterable[Obj], *, version: str, namespace: str | None = None
+    ) -> set[Key]:
         """
-        These are all objects of a kind as of `version`; keys of services with news.
+        These are all objects of a kind (in `namespace`) as of `version`; keys with news.
 
         What is known in a later version stays: it was written while the list was made.
         """
+        self._listed.pop((kind, namespace), None)
         listed = [obj for obj in items if service_key(obj) is not None]
         present = {(service_key(obj), ref_of(obj)) for obj in listed}
         changed = {key for obj in listed if (key := self.put(obj)) is not None}
         for key, place in list(self._objects.items()):
             for ref, obj in list(place.items()):
-                gone = ref.kind == kind and (key, ref) not in present
-                if gone and not _later(version_of(obj), version):
+                here = ref.kind == kind and namespace in (None, key.namespace)
+                if here and (key, ref) not in present and not _later(version_of(obj), version):
                     self.drop(obj)
                     changed.add(key)
+        self._listed[kind, namespace] = version
         return changed
 
     def services(self) -> Iterator[Obj]:

@@ -34,11 +34,11 @@ class Kube:
         settings = client.Configuration()
         settings.connection_pool_maxsize = num_connections
         try:
-            config.load_incluster_config(  # type: ignore[no-untyped-call]
+            config.load_incluster_config(
                 client_configuration=settings
             )
         except config.ConfigException:
-            await config.load_kube_config(  # type: ignore[no-untyped-call]
+            await config.load_kube_config(
                 client_configuration=settings
             )
         return cls(client.ApiClient(settings))

@@ -154,20 +154,11 @@ class Operator:
 
     async def _list(self, kind: Kind, namespace: str | None, *, labels: str) -> None:
         listed = await self._cluster.list_all(kind, namespace, labels=labels)
-        known_elsewhere = self._elsewhere(kind, namespace)
-        items = [*listed.items, *known_elsewhere]
-        for key in self.cache.replace(kind.kind, items, version=listed.version):
+        changed = self.cache.replace(
+            kind.kind, listed.items, version=listed.version, namespace=namespace
+        )
+        for key in changed:
             self.queue.add(key)
-
-    def _elsewhere(self, kind: Kind, namespace: str | None) -> Iterable[Obj]:
-        """What is known of other namespaces: a list of one says nothing about them."""
-        if namespace is None:
-            return []
-        return [
-            obj
-            for obj in self.cache.of_kind(kind.kind)
-            if obj["metadata"].get("namespace") != namespace
-        ]
 
     async def _resync_for_ever(self) -> None:
         while True:

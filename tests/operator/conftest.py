@@ -62,6 +62,18 @@ def lookup(obj: Any, path: Path) -> tuple[Any, Any]:
     return parent, last
 
 
+def unset(obj: Any, path: Path) -> None:
+    """Remove a field; an entry of a keyed list goes with its key."""
+    try:
+        place, last = lookup(obj, path)
+        del place[last]
+    except (KeyError, IndexError, TypeError):
+        return
+    if len(path) > 1 and isinstance(path[-2], tuple) and path[-2][0] == path[-1]:
+        entries, _ = lookup(obj, path[:-2])
+        entries[path[-3]] = [entry for entry in entries[path[-3]] if entry is not place]
+
+
 def assign(obj: Any, path: Path, value: Any) -> None:
     place = obj
     for number, step in enumerate(path):
@@ -140,11 +152,7 @@ class FakeCluster:
             self._conflicts(result, wanted, owners, manager)
         for path in owners.get(manager, set()) - set(wanted):
             if not any(path in paths for who, paths in owners.items() if who != manager):
-                try:
-                    place, last = lookup(result, path)
-                    del place[last]
-                except (KeyError, IndexError, TypeError):
-                    pass
+                unset(result, path)
         for path, value in wanted.items():
             assign(result, path, copy.deepcopy(value))
         for paths in owners.values():
@@ -253,7 +261,8 @@ class FakeCluster:
         if live is not None and obj.get("spec") != live.get("spec"):
             meta["generation"] = live["metadata"].get("generation", 1) + 1
         self.objects[at] = obj
-        self.writes.append((verb, at[0], at[2]))
+        if verb:
+            self.writes.append((verb, at[0], at[2]))
         self._tell(at[0], "MODIFIED" if live else "ADDED", obj)
         return copy.deepcopy(obj)
 
@@ -271,16 +280,14 @@ class FakeCluster:
         at = (obj["kind"], meta.get("namespace", "team"), meta["name"])
         live = self.objects.get(at)
         merged = copy.deepcopy(obj)
-        merged["metadata"] = {
-            **((live or {}).get("metadata") or {}), **copy.deepcopy(meta), "namespace": at[1]
-        }  # fmt: skip
+        known = dict((live or {}).get("metadata") or {})
+        kept = {k: v for k, v in known.items() if k in ("uid", "generation", "resourceVersion")}
+        merged["metadata"] = {**known, **copy.deepcopy(meta), **kept, "namespace": at[1]}
         if live is not None and "status" in live and "status" not in obj:
             merged["status"] = live["status"]
         paths = {p for p, _ in leaves(obj) if p[0] not in ("apiVersion", "kind")}
         self.owned.setdefault(at, {}).setdefault(manager, set()).update(paths)
-        stored = self._store(at, merged, verb="user")
-        self.writes.pop()
-        return stored
+        return self._store(at, merged, verb="")
 
     def remove(self, kind: str, namespace: str, name: str) -> None:
         """Delete; what it owned goes too, as the garbage collector does."""
@@ -307,7 +314,11 @@ class FakeCluster:
         return self.objects[kind, namespace, name]
 
     def roll_out(self, *, ready: bool = True) -> None:
-        """What the Deployment controller, the scheduler and the kubelets come to."""
+        """What garbage collector, controllers, scheduler and kubelets come to."""
+        uids = {obj["metadata"]["uid"] for obj in self.objects.values()}
+        for (kind, namespace, name), obj in list(self.objects.items()):
+            if any(o["uid"] not in uids for o in obj["metadata"].get("ownerReferences") or ()):
+                self.remove(kind, namespace, name)
         for deployment in self.all("Deployment"):
             wanted = int(deployment["spec"]["replicas"])
             labels = deployment["spec"]["template"]["metadata"]["labels"]
@@ -342,7 +353,8 @@ class FakeCluster:
                 "readyReplicas": wanted if ready else 0,
             }
             if deployment.get("status") != status:
-                self.put({**deployment, "status": status}, manager="controller")
+                told = {**copy.deepcopy(deployment), "status": status}
+                self._store(("Deployment", ns, name), told, verb="")
 
 
 @pytest.fixture

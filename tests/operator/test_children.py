@@ -282,7 +282,7 @@ def test_a_pinned_digest_is_kept_until_a_tag_is_asked_for() -> None:
 
 # What rolls pods, and what does not.
 
-ROLLS = [
+ROLLS: list[Obj] = [
     {"model": {"source": "builtin://sim?profile=a100"}},
     {"model": {"source": "builtin://sim?profile=h200", "maxModelLen": 512}},
     {"engine": {"maxRunning": 8}},
@@ -290,7 +290,7 @@ ROLLS = [
     {"engine": {"podTemplate": {"spec": {"priorityClassName": "high"}}}},
     {"drain": {"timeout": "1m"}},
 ]
-STAYS = [
+STAYS: list[Obj] = [
     {"sloClasses": [{"name": "only", "ttft": {"target": "2s"}, "tpot": "1s"}]},
     {"defaultClass": "slow"},
     {"replicas": 5},
