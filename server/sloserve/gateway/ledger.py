@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sloserve.errors import Reason
+from sloserve.gateway.demand import Demand, RecentDemand
 from sloserve.gateway.promise import Judgement
 from sloserve.http.exporter import Exporter
 from sloserve.metrics import GATEWAY_EXPORTS
@@ -62,6 +63,7 @@ class Ledger:
         self._clock = clock
         self._service, self._model = spec.name, spec.model.served_name
         self._recent: dict[str, _Recent] = {}
+        self._demand: dict[str, RecentDemand] = {}
         self.apply(spec)
 
     def apply(self, spec: ServiceSpec) -> None:
@@ -84,6 +86,7 @@ class Ledger:
 
     def _start(self, slo_class: str) -> None:
         self._recent.setdefault(slo_class, _Recent())
+        self._demand.setdefault(slo_class, RecentDemand(self._clock))
         labels = (self._service, self._model, slo_class)
         add = self.exporter.add
         add("sloserve_slo_requests_total", *labels, amount=0)
@@ -99,11 +102,30 @@ class Ledger:
         pending = ("sloserve_gateway_pending", self._service, slo_class)
         self.exporter.set(*pending, value=self.exporter.value(*pending))
 
+    def arrived(self, slo_class: str, *, num_prompt: int) -> None:
+        """A request of a class is here; `num_prompt` tokens as estimated."""
+        self._demand[slo_class].arrived(num_prompt)
+
     def ended(
-        self, slo_class: str, *, decision: str, outcome: str, reason: Reason, judgement: Judgement
+        self,
+        slo_class: str,
+        *,
+        decision: str,
+        outcome: str,
+        reason: Reason,
+        judgement: Judgement,
+        num_output: int = 0,
     ) -> None:
-        """One request is over; `slo_class` is empty when it was refused before it had one."""
+        """
+        One request is over; `slo_class` is empty when it was refused before it had one.
+
+        `num_output` tokens went to the client.
+        """
         labels = (self._service, self._model, slo_class)
+        if slo_class in self._demand:
+            self._demand[slo_class].ended(
+                decision=decision, outcome=outcome, reason=reason, num_output=num_output
+            )
         add = self.exporter.add
         add("sloserve_requests_total", *labels, decision, outcome, reason.value)
         if not judgement.eligible:
@@ -153,6 +175,11 @@ class Ledger:
             p: math.floor(value("sloserve_slo_attained_total", *labels, p)) for p in PROMISES
         }
         return Tally(math.floor(value("sloserve_slo_requests_total", *labels)), attained)
+
+    def last_minute(self, slo_class: str) -> Demand:
+        """What the class asked for in the last minute."""
+        demand = self._demand.get(slo_class)
+        return demand.last_minute() if demand is not None else Demand()
 
     def recent(self, slo_class: str) -> Tally:
         """The class's last five minutes."""
