@@ -44,9 +44,11 @@ class Facts:
     trouble: pods.Trouble | None
 
     @property
-    def config_read(self) -> bool:
-        """Whether every process that serves has applied this generation."""
-        return not self.behind
+    def in_force(self) -> bool:
+        """Whether every process there is runs this generation, and said so."""
+        rolled = self.replicas.rolled and self.gateways.rolled
+        asked = self.gateways.ready > 0 or self.gateways.wanted == 0
+        return rolled and asked and not self.unheard and not self.behind
 
     @property
     def behind(self) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from kubernetes.aio import client, config
 
+from sloserve.errors import Failed
 from sloserve_operator.api import FIELD_MANAGER, Kind, Obj, Ref
 from sloserve_operator.cluster import ApiError, Listed, NotLeading
 
@@ -30,17 +31,23 @@ class Kube:
 
     @classmethod
     async def connect(cls, *, num_connections: int) -> "Kube":
-        """With the pod's service account, else with the kubeconfig that kubectl would use."""
+        """
+        With the pod's service account, else with the kubeconfig that kubectl would use.
+
+        Raises Failed when there is neither.
+        """
         settings = client.Configuration()
         settings.connection_pool_maxsize = num_connections
         try:
-            config.load_incluster_config(
-                client_configuration=settings
-            )
+            config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
-            await config.load_kube_config(
-                client_configuration=settings
-            )
+            try:
+                await config.load_kube_config(client_configuration=settings)
+            except (config.ConfigException, OSError) as error:
+                raise Failed(
+                    "no cluster is known: this is no pod, and the kubeconfig "
+                    f"(KUBECONFIG, else ~/.kube/config) can't be used: {error}"
+                ) from None
         return cls(client.ApiClient(settings))
 
     async def close(self) -> None:

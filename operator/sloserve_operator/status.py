@@ -24,7 +24,7 @@ def status_of(facts: Facts, *, previous: Obj, now: Now) -> Obj:
     classes = [_slo_class(facts, c) for c in spec.classes]
     met = [float(c["attainment5m"]) for c in classes if "attainment5m" in c]
     left = [float(c["budgetRemaining"]) for c in classes]
-    settled = facts.problem is not None or (facts.config_read and not facts.unheard)
+    settled = facts.problem is not None or facts.in_force
     seen = generation if settled else int(previous.get("observedGeneration", 0))
     status: Obj = {
         "observedGeneration": seen,
