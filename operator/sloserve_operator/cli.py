@@ -122,9 +122,12 @@ async def _run(settings: OperatorSettings) -> int:
         code = EXIT_INTERRUPTED if signum is signal.SIGINT else 0
         stop.set()
 
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stopped, signum)
+    def listen_to_signals() -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, stopped, signum)
+
+    listen_to_signals()
     kube = await Kube.connect(num_connections=settings.num_workers + 4)
     held = Kube(kube.api)
     try:
@@ -138,7 +141,7 @@ async def _run(settings: OperatorSettings) -> int:
             alive=operator.problem,
             leading=lease.valid,
         ):
-            await watch(operator, stop=stop)
+            await watch(operator, stop=stop, starting=listen_to_signals)
     finally:
         await kube.close()
     return code

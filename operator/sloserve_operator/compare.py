@@ -1,7 +1,5 @@
 """Whether a child is as it should be, seen from the cached copy alone."""
 
-from collections.abc import Mapping, Sequence
-
 from sloserve_operator import names
 from sloserve_operator.api import Obj, annotation_of
 
@@ -13,12 +11,12 @@ def holds(wanted: object, live: object) -> bool:
     A list of named entries is compared by name, as server-side apply merges it; entries that
     others added don't count.
     """
-    if isinstance(wanted, Mapping):
-        return isinstance(live, Mapping) and all(
+    if isinstance(wanted, dict):
+        return isinstance(live, dict) and all(
             _holds_field(value, live, name) for name, value in wanted.items()
         )
-    if isinstance(wanted, Sequence) and not isinstance(wanted, str):
-        if not isinstance(live, Sequence) or isinstance(live, str):
+    if isinstance(wanted, list):
+        if not isinstance(live, list):
             return False
         if _named(wanted) and _named(live):
             found = {entry["name"]: entry for entry in live}
@@ -27,14 +25,14 @@ def holds(wanted: object, live: object) -> bool:
     return wanted == live
 
 
-def _holds_field(value: object, live: Mapping[str, object], name: str) -> bool:
+def _holds_field(value: object, live: Obj, name: str) -> bool:
     if name in live:
         return holds(value, live[name])
     return value in ({}, [], None)
 
 
-def _named(entries: Sequence[object]) -> bool:
-    return all(isinstance(entry, Mapping) and "name" in entry for entry in entries)
+def _named(entries: list[Obj]) -> bool:
+    return all(isinstance(entry, dict) and "name" in entry for entry in entries)
 
 
 def in_place(wanted: Obj, live: Obj | None) -> bool:

@@ -7,6 +7,7 @@ they are, and the status says why.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from sloserve.errors import BadInput
 from sloserve.slo import ServiceSpec, parse_service
@@ -30,6 +31,14 @@ UNBOUNDED = 1000
 CLEANUP_S = 1.0
 TURN_S = 10.0
 """Who waits for the upgrades of others asks again after this time."""
+
+
+class Upgrade(Enum):
+    """What a newer operator's rendering means for this service now."""
+
+    NONE = "none"
+    BEGINS = "begins"
+    WAITS = "waits"  # for others: only a few services roll at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,7 @@ def decide(observed: Observed, *, settings: OperatorSettings, memory: Memory, no
     if "deletionTimestamp" in service["metadata"]:
         return Decision(memory=memory)
     try:
-        spec = parse_service(service)
+        spec = parse_service(_manifest(service))
     except BadInput as error:
         generation = int(service["metadata"].get("generation", 1))
         status = status_of_refused(error.message, previous=previous, generation=generation, now=now)
@@ -79,7 +88,7 @@ def decide(observed: Observed, *, settings: OperatorSettings, memory: Memory, no
     book = _book(spec, observed, previous, memory, now)
     feasible = feasibility(spec, fleet_of(observed), remembered=_remembered(spec, previous, memory))
     scaling = _scaling(spec, observed, feasible, memory, now)
-    children, problem, upgrading = _children(spec, observed, settings, scaling)
+    children, problem, upgrade = _children(spec, observed, settings, scaling)
     facts = gather(
         spec,
         observed,
@@ -92,8 +101,8 @@ def decide(observed: Observed, *, settings: OperatorSettings, memory: Memory, no
         status=status_of(facts, previous=previous, now=now),
         memory=replace(memory, book=book, calm=scaling.calm, feasible=feasible),
         counted=_counted(observed, book),
-        again_s=CLEANUP_S if observed.leftovers else None if observed.may_upgrade else TURN_S,
-        upgrading=upgrading,
+        again_s=_again_s(observed, scaling, declared=spec.autoscaling, upgrade=upgrade, now=now),
+        upgrading=upgrade is Upgrade.BEGINS,
         rolling=not (facts.replicas.rolled and facts.gateways.rolled),
     )
     if children is not None:
@@ -106,6 +115,18 @@ def decide(observed: Observed, *, settings: OperatorSettings, memory: Memory, no
             pod_notes=_config_notes(spec, observed),
         )
     return _told(decision, previous, memory, scaling=scaling, live=_live(spec, observed))
+
+
+def _manifest(service: Obj) -> Obj:
+    """What people wrote: of the metadata only what the parser reads, whatever clusters add."""
+    meta = service["metadata"]
+    known = {name: meta[name] for name in ("name", "namespace", "generation") if name in meta}
+    return {
+        "apiVersion": service.get("apiVersion"),
+        "kind": service.get("kind"),
+        "metadata": known,
+        "spec": service.get("spec"),
+    }
 
 
 def _told(
@@ -126,11 +147,11 @@ def _told(
 
 def _children(
     spec: ServiceSpec, observed: Observed, settings: OperatorSettings, scaling: Scaling
-) -> tuple[list[Obj] | None, Problem | None, bool]:
+) -> tuple[list[Obj] | None, Problem | None, Upgrade]:
     """(children to apply or None to leave everything, what is wrong, an upgrade's rollout)."""
     problem = _conflict(observed) or _unshareable(spec, observed) or _refusal(observed)
     if problem is not None:
-        return None, problem, False
+        return None, problem, Upgrade.NONE
     subject = Subject(
         spec=spec,
         owner=owner_reference(observed.service),
@@ -142,8 +163,8 @@ def _children(
         wanted = render(subject)
     except BadInput as error:
         why = Why.INVALID_POD_TEMPLATE if "podTemplate" in error.message else Why.INVALID_SPEC
-        return None, Problem(why, error.message), False
-    own, upgrading = observed.own, False
+        return None, Problem(why, error.message), Upgrade.NONE
+    own, upgrade = observed.own, Upgrade.NONE
     children = []
     for child in wanted:
         live = own.get(ref_of(child))
@@ -152,11 +173,32 @@ def _children(
             is_replica = ref_of(child) == names.deployment(spec.name, names.REPLICA)
             allowed = not is_replica or spec.engine.rollout.on_operator_upgrade
             if allowed and observed.may_upgrade:
-                upgrading = True
+                upgrade = Upgrade.BEGINS
             else:
                 chosen = kept(child, live)
+                upgrade = Upgrade.WAITS if allowed else upgrade
         children.append(with_digest(chosen))
-    return children, None, upgrading
+    return children, None, upgrade
+
+
+def _again_s(
+    observed: Observed,
+    scaling: Scaling,
+    *,
+    declared: AutoscalingSpec | None,
+    upgrade: Upgrade,
+    now: Now,
+) -> float | None:
+    """When to look again although nothing is heard: only time tells that a delay is over."""
+    waits = []
+    if observed.leftovers:
+        waits.append(CLEANUP_S)
+    if upgrade is Upgrade.WAITS:
+        waits.append(TURN_S)
+    if scaling.calm is not None and declared is not None:
+        over_s = scaling.calm.since_s + declared.scale_down_delay_s
+        waits.append(max(0.0, over_s - now.mono_s))
+    return min(waits, default=None)
 
 
 def with_digest(child: Obj) -> Obj:

@@ -68,7 +68,9 @@ class Facts:
         return [
             pod["metadata"]["name"]
             for pod in self.observed.pods_of(names.GATEWAY)
-            if (told := reports.get(uid_of(pod))) is not None and told.generation < wanted
+            if not pods.leaving(pod)
+            and (told := reports.get(uid_of(pod))) is not None
+            and told.generation < wanted
         ]
 
     @property

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client, config
 
 from sloserve.errors import Failed
@@ -162,7 +163,7 @@ class Kube:
         try:
             answer = await self.api.call_api(*arguments, _request_timeout=TIMEOUT_S)
             text = await answer.read()
-        except (OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, client.ApiException, OSError, TimeoutError) as error:
             raise ApiError(0, f"{method} {path}: {error or type(error).__name__}") from error
         if answer.status >= 400:
             raise _refusal(answer.status, text)

@@ -67,8 +67,8 @@ class Lease:
             if self.leading.is_set() and not self.valid():
                 lost()
                 return
-            period_s = RENEW_S if self.valid() else STANDBY_S
-            await asyncio.sleep(period_s * random.uniform(0.8, 1.0))
+            standby_s = STANDBY_S * random.uniform(0.8, 1.0)
+            await asyncio.sleep(RENEW_S if self.valid() else standby_s)
 
     async def release(self) -> None:
         """Give it up, so that a standby need not wait."""

@@ -26,7 +26,7 @@ from sloserve_operator.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 LOST_LEASE = 3
-"""Exit code of a process that lost its Lease: it must not write again, not even to clean up."""
+"""Exit code of a process that lost its Lease."""
 SHOW_S = 5.0
 CRD_S = 5.0
 STALE_FACTOR = 3.0
@@ -40,8 +40,8 @@ def now() -> Now:
 
 class Operator:
     """
-    Everything that runs beside Kopf. `cluster` reads and writes only with the Lease;
-    `for_lease` is the same cluster without that condition.
+    Everything that runs beside Kopf. `cluster` writes only with the Lease. `end` ends the process
+    at once with a code: without the Lease nothing may be written, not even to clean up.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Operator:
         *,
         lease: Lease,
         settings: OperatorSettings,
-        lost: Callable[[], None] = lambda: os._exit(LOST_LEASE),
+        end: Callable[[int], None] = os._exit,
     ) -> None:
         self.settings = settings
         self.lease = lease
@@ -58,7 +58,7 @@ class Operator:
         self.queue = WorkQueue()
         self.figures = Figures()
         self._cluster = cluster
-        self._lost = lost
+        self._end = end
         self._heard_s = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._keeper: asyncio.Task[None] | None = None
@@ -82,7 +82,7 @@ class Operator:
 
     async def start(self) -> None:
         """Wait for the Lease and the CRD, fill the cache, start to work. Then Kopf may watch."""
-        self._keeper = asyncio.create_task(self.lease.keep(self._lost))
+        self._keeper = asyncio.create_task(self.lease.keep(lambda: self._end(LOST_LEASE)))
         try:
             log.info("waiting for the Lease %s/%s", self.settings.namespace, self.settings.lease)
             await self.lease.leading.wait()
@@ -114,7 +114,7 @@ class Operator:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("the operator can't go on", exc_info=error)
-            os._exit(1)  # the pod's restart policy starts a healthy one
+            self._end(1)  # the pod's restart policy starts a healthy one
 
     def heard(self, kind: Kind, change: str | None, obj: Obj) -> None:
         """A watch told something."""
@@ -135,6 +135,7 @@ class Operator:
                 if not kind.optional or kind.kind in self.reconciler.kinds:
                     await self._list(kind, namespace, labels=names.OURS)
         self._heard_s = time.monotonic()
+        self.queue.forget_others(self.cache.known())
         for key in self.cache.known():
             self.queue.add(key)
 
@@ -201,12 +202,25 @@ class Operator:
 
 
 async def watch(
-    operator: Operator, *, stop: asyncio.Event, ready: asyncio.Event | None = None
+    operator: Operator,
+    *,
+    stop: asyncio.Event,
+    ready: asyncio.Event | None = None,
+    starting: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run Kopf around the operator until `stop` is set."""
+    """
+    Run Kopf around the operator until `stop` is set.
+
+    `starting` is called when Kopf has set its signal handlers, and may replace them.
+    """
+
+    async def start() -> None:
+        starting()
+        await operator.start()
+
     settings = operator.settings
     clusterwide = not settings.watched
-    registry = make_registry(operator.heard, start=operator.start, stop=operator.stop)
+    registry = make_registry(operator.heard, start=start, stop=operator.stop)
     await kopf.operator(
         registry=registry,
         settings=make_settings(clusterwide=clusterwide, selector=settings.selector),

@@ -120,15 +120,17 @@ class Poller:
                     raise BadInput(f"answered {answer.status}")
                 text = await answer.content.read(MAX_BYTES)
             same = _AGE.sub(b"", text)
-            was_fresh = self._clock() - told.at_s < FRESH_S
             told.at_s = self._clock()
-            if same != told.text or not was_fresh:
+            if same != told.text:
                 told.report = parse_report(json.loads(text))
                 told.text = same
                 self._changed(key)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, BadInput) as error:
             level = logging.DEBUG if leaving(pod) else logging.WARNING
             log.log(level, "gateway %s tells nothing: %s", key_of(pod).name, error)
+            if told.report is not None and self._clock() - told.at_s >= FRESH_S:
+                told.report, told.text = None, b""
+                self._changed(key)
         finally:
             told.due_s = self._clock() + self._poll_s
             self._busy.discard(uid)

@@ -31,12 +31,14 @@ from sloserve_operator.pods import stuck
 from sloserve_operator.posting import Poster
 from sloserve_operator.reports import GatewayReport
 from sloserve_operator.settings import OperatorSettings
-from sloserve_operator.status import due
+from sloserve_operator.status import due_s
 
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 60.0
 """After this time what was refused, foreign or missing is tried or looked at again."""
+CLAIM_S = 600.0
+"""And a claim that is as it should be after this one: its access modes can't change."""
 NOTES_S = 30.0
 """Between two looks at the Events of pods that don't come up."""
 
@@ -120,10 +122,11 @@ class Reconciler:
             decision = decide(observed, settings=self._settings, memory=known.memory, now=now)
         known.memory = decision.memory
         self._count_upgrade(key, decision)
-        num_writes += await self._tell(service, known, decision, now)
+        told_writes, status_s = await self._tell(service, known, decision, now)
+        num_writes += told_writes
         waits = known.foreign or known.refused
         retry_s = LOOK_AGAIN_S if waits else NOTES_S if any(map(stuck, observed.pods)) else None
-        times_s = [s for s in (decision.again_s, retry_s) if s is not None]
+        times_s = [s for s in (decision.again_s, retry_s, status_s) if s is not None]
         return min(times_s, default=None), num_writes
 
     async def _observe(self, key: Key, service: Obj, known: _Known, now: Now) -> Observed:
@@ -236,13 +239,12 @@ class Reconciler:
         """Apply one child; False when it can't be, which is noted."""
         kind, ref = kind_of(child), ref_of(child)
         namespace = child["metadata"]["namespace"]
-        if live is None:
-            there = await self._cluster.get(kind, namespace, ref.name)
-            if there is not None and not _is_ours(there, child):
-                known.foreign[ref] = now.mono_s
-                return False
-            live = there
         try:
+            if live is None:
+                live = await self._cluster.get(kind, namespace, ref.name)
+                if live is not None and not _is_ours(live, child):
+                    known.foreign[ref] = now.mono_s
+                    return False
             applied = await self._cluster.apply(kind, child, force=live is not None)
         except ApiError as error:
             if error.status == 409 and live is None:  # somebody made one a moment ago
@@ -267,35 +269,43 @@ class Reconciler:
                     POD, meta["namespace"], meta["name"], {"metadata": change}
                 )
             except ApiError as error:
-                if error.status not in (404, 409):
+                if error.status not in (403, 404, 409) or error.terminating:
                     raise
-                continue  # it is gone
+                if error.status == 403:
+                    log.warning("no right to annotate pods: %s", error.message)
+                continue  # or it is gone
             self._cache.put(pod)
             self._figures.add("sloserve_operator_writes_total", "apply")
             num_writes += 1
         return num_writes
 
-    async def _tell(self, service: Obj, known: _Known, decision: Decision, now: Now) -> int:
-        """Write status if that is due, and post Events; the number of writes."""
+    async def _tell(
+        self, service: Obj, known: _Known, decision: Decision, now: Now
+    ) -> tuple[int, float | None]:
+        """
+        Write status if that is due, and post Events.
+
+        (Number of writes, seconds until a status that can wait is to be written.)
+        """
         previous = service.get("status") or {}
         wanted = decision.status
         if wanted is None:
-            return 0
+            return 0, None
         num_writes = 0
-        status = due(previous, wanted, since_s=now.mono_s - known.status_s)
-        if status is not None:
+        wait_s = due_s(previous, wanted, since_s=now.mono_s - known.status_s)
+        if wait_s == 0.0:
             meta = service["metadata"]
             body = {
                 "apiVersion": SERVICE.api_version,
                 "kind": SERVICE.kind,
                 "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
-                "status": status,
+                "status": wanted,
             }
             try:
                 written = await self._cluster.apply(SERVICE, body, sub="status")
             except ApiError as error:
                 if error.status == 404:
-                    return 0  # deleted meanwhile
+                    return 0, None  # deleted meanwhile
                 raise
             known.status_s = now.mono_s
             self._figures.add("sloserve_operator_writes_total", "status")
@@ -303,7 +313,7 @@ class Reconciler:
                 self._cache.put(written)
             num_writes = 1 + await self._annotate(decision.counted)
         await self._poster.post(service, decision.notices, now)
-        return num_writes
+        return num_writes, wait_s or None
 
     def _count_scaling(self, child: Obj, live: Obj | None, status: Obj | None) -> None:
         is_replica = child["metadata"]["labels"].get(names.COMPONENT) == names.REPLICA
@@ -343,4 +353,8 @@ def _expire(known: _Known, now_s: float) -> None:
     """What is old enough is tried again."""
     known.foreign = {ref: at for ref, at in known.foreign.items() if now_s - at < LOOK_AGAIN_S}
     known.refused = {r: told for r, told in known.refused.items() if now_s - told[0] < LOOK_AGAIN_S}
-    known.claims = {n: told for n, told in known.claims.items() if now_s - told[0] < LOOK_AGAIN_S}
+    known.claims = {
+        name: (at_s, claim)
+        for name, (at_s, claim) in known.claims.items()
+        if now_s - at_s < (CLAIM_S if claim.exists and claim.shareable else LOOK_AGAIN_S)
+    }

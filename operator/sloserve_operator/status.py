@@ -90,18 +90,20 @@ def _percent(value: float) -> str:
     return f"{max(value, -9999.0):.1f}"
 
 
-def due(previous: Obj, wanted: Obj, *, since_s: float) -> Obj | None:
+def due_s(previous: Obj, wanted: Obj, *, since_s: float) -> float | None:
     """
-    What to write now, if anything; `since_s` have passed since the last write.
+    Seconds until `wanted` is to be written, 0: now, None: there is nothing to write.
 
-    What a person waits for (conditions, counts of replicas, generation) is written at once.
-    Percentages wait for QUIET_S and STEP, daily counts for DAYS_S.
+    `since_s` have passed since the last write. What a person waits for (conditions, counts of
+    replicas, generation) is written at once. Percentages wait for QUIET_S and STEP, daily counts
+    for DAYS_S.
     """
     if wanted == previous:
         return None
-    if _firm(wanted) != _firm(previous) or since_s >= DAYS_S:
-        return wanted
-    return wanted if since_s >= QUIET_S and _moved(previous, wanted) else None
+    if _firm(wanted) != _firm(previous):
+        return 0.0
+    patience_s = QUIET_S if _moved(previous, wanted) else DAYS_S
+    return max(0.0, patience_s - since_s)
 
 
 def _firm(status: Obj) -> Obj:

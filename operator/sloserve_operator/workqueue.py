@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from sloserve.errors import SloserveError
 from sloserve_operator.api import Key
@@ -110,9 +110,9 @@ class WorkQueue:
         longest_s = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 10))
         return longest_s * random.uniform(0.75, 1.0)
 
-    def forget(self, key: Key) -> None:
-        """The service is gone."""
-        self._failures.pop(key, None)
-        self._done_s.pop(key, None)
-        if (timer := self._timers.pop(key, None)) is not None:
-            timer.cancel()
+    def forget_others(self, keys: Iterable[Key]) -> None:
+        """These are all services there are: nothing is kept of others."""
+        alive = set(keys)
+        for gone in (self._done_s.keys() | self._failures.keys()) - alive - self._active:
+            self._failures.pop(gone, None)
+            self._done_s.pop(gone, None)

@@ -105,6 +105,11 @@ def test_a_new_service_is_accepted_and_on_its_way(scene: Scene) -> None:
     assert {c["type"] for c in status["conditions"]} == set(Type)
 
 
+def test_what_clusters_add_to_the_metadata_is_no_business_of_the_parser(scene: Scene) -> None:
+    scene.service["metadata"]["somethingNew"] = {"of": "a later Kubernetes"}
+    assert scene.condition(Type.ACCEPTED) == ("True", "Accepted")
+
+
 def test_every_condition_speaks_of_the_generation_it_was_made_from(scene: Scene) -> None:
     scene.service["metadata"]["generation"] = 7
     status = scene.decided().status or {}
@@ -292,6 +297,17 @@ def test_autoscaling_writes_the_child_and_lives_in_it(scene: Scene, replica: Mak
     scene.deployments[REPLICA]["spec"]["replicas"] = 4
     (child,) = [c for c in scene.decided().children if ref_of(c) == REPLICA]
     assert child["spec"]["replicas"] == 4
+
+
+def test_a_delay_that_nothing_ends_is_looked_at_again(scene: Scene, replica: Make) -> None:
+    spec = {"autoscaling": {"minReplicas": 1, "maxReplicas": 4, "scaleDownDelay": "2m"}}
+    idle = [replica(address=f"10.0.0.{n}:8000") for n in range(2)]
+    scene.spec(**spec).running(replicas=2).told(replicas=idle)
+    assert scene.decided(kept=True).again_s == 120.0
+    assert scene.decided(at_s=50.0, kept=True).again_s == 70.0
+    later = scene.decided(at_s=120.0)
+    (child,) = [c for c in later.children if ref_of(c) == REPLICA]
+    assert child["spec"]["replicas"] == 1
 
 
 def test_a_cache_that_can_not_be_shared_is_a_clear_condition(scene: Scene) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sloserve.slo import service_to_dict
 from sloserve_operator import names
-from sloserve_operator.api import Obj
+from sloserve_operator.api import FIELD_MANAGER, Obj
 from sloserve_operator.children import sources
 from sloserve_operator.children.subject import Subject
 
@@ -81,12 +81,11 @@ def disruption_budget(subject: Subject, part: str) -> Obj:
 def pod_monitor(subject: Subject) -> Obj:
     """Scrapes replicas and gateways; a pod without a port of that name is left out."""
     spec = subject.spec
-    part_in = [names.REPLICA, names.GATEWAY]
-    selector = {name: value for name, value in names.selector(spec.name, "").items() if value}
+    parts = [names.REPLICA, names.GATEWAY]
     body = {
         "selector": {
-            "matchLabels": selector,
-            "matchExpressions": [{"key": names.COMPONENT, "operator": "In", "values": part_in}],
+            "matchLabels": {names.INSTANCE: spec.name, names.MANAGED_BY: FIELD_MANAGER},
+            "matchExpressions": [{"key": names.COMPONENT, "operator": "In", "values": parts}],
         },
         "podMetricsEndpoints": [_scrape("http", names.REPLICA), _scrape("internal", names.GATEWAY)],
     }
