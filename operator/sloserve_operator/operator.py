@@ -29,6 +29,8 @@ LOST_LEASE = 3
 """Exit code of a process that lost its Lease."""
 SHOW_S = 5.0
 CRD_S = 5.0
+SETTLE_S = 0.05
+"""Kopf sets signal handlers of its own beside the start of the start."""
 STALE_FACTOR = 3.0
 """So many resyncs missed in a row, and the process is not alive any more."""
 
@@ -215,6 +217,7 @@ async def watch(
     """
 
     async def start() -> None:
+        await asyncio.sleep(SETTLE_S)
         starting()
         await operator.start()
 
