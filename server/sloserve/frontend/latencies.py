@@ -76,11 +76,18 @@ class Latencies:
     def record(self, *, num_prompt: int) -> None:
         """Put the request into the histograms."""
         self._to.add("vllm:prompt_tokens_total", *self._labels, amount=num_prompt)
+        self._observe("vllm:request_prompt_tokens", num_prompt)
+        longest = max((track.num_tokens for track in self.tracks), default=0)
+        self._observe("vllm:request_max_num_generation_tokens", longest)
         for track in self.tracks:
             if track.num_tokens:
                 self._slack(track)
+                self._observe("vllm:request_generation_tokens", track.num_tokens)
                 for name, seconds in self._times_s(track).items():
-                    self._to.observe(name, *self._labels, value=max(0.0, seconds))
+                    self._observe(name, max(0.0, seconds))
+
+    def _observe(self, name: str, value: float) -> None:
+        self._to.observe(name, *self._labels, value=value)
 
     def _times_s(self, track: Track) -> dict[str, float]:
         first_s, last_s, n = track.first_s, track.last_s, track.num_tokens

@@ -43,6 +43,13 @@ class _Series(Collector):
         self.values: dict[tuple[str, ...], float] = {}
         self.tallies: dict[tuple[str, ...], _Tally] = {}
 
+    def start(self) -> None:
+        """Let the one series of a counter or histogram without labels exist at 0."""
+        if self.metric.kind is Kind.COUNTER:
+            self.values[()] = 0.0
+        elif self.metric.kind is Kind.HISTOGRAM:
+            self.tallies[()] = _Tally(len(self.metric.buckets))
+
     def describe(self) -> Iterator[Family]:
         yield self._empty()
 
@@ -82,6 +89,8 @@ class Exporter:
         for metric in metrics:
             series = self._series[metric.name] = _Series(metric)
             self._registry.register(series)
+            if not metric.labels:
+                series.start()
 
     def add(self, name: str, *labels: str, amount: float = 1.0) -> None:
         """Count `amount` more; with amount 0 the series appears at 0."""
@@ -97,7 +106,7 @@ class Exporter:
         self._of(name, Kind.GAUGE, labels).values[labels] = value
 
     def observe(self, name: str, *labels: str, value: float, times: int = 1) -> None:
-        """Put `value` into a histogram, `times` times."""
+        """Put `value` into a histogram, `times` times; with 0 times the series appears at 0."""
         series = self._of(name, Kind.HISTOGRAM, labels)
         tally = series.tallies.get(labels)
         if tally is None:
