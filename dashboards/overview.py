@@ -42,7 +42,7 @@ def overview() -> Dashboard:
                 Column("Burn rate, 5 min", burn, "none", ((1, "orange"), (6, "red"))),
                 Column(
                     "Within objective until",
-                    f"1000 * max {_BY} (max_over_time({fine}[1d:1m]))",
+                    f"1000 * max {_BY} (max_over_time({fine}[1d:30s]))",
                     "dateTimeFromNow",
                 ),
                 Column(

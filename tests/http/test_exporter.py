@@ -48,6 +48,42 @@ def test_counters_gauges_and_histograms_come_out_as_prometheus_reads_them() -> N
     assert found["c_seconds_sum", ("x",)] == pytest.approx(4.6)
 
 
+def test_what_needs_no_label_is_there_at_zero_and_the_rest_when_it_is_named() -> None:
+    exporter = Exporter(
+        (
+            Metric("d_total", Kind.COUNTER, "D."),
+            Metric("e_seconds", Kind.HISTOGRAM, "E.", (), (1.0,)),
+            *METRICS,
+        )
+    )
+    found = samples(exporter.render())
+    assert found["d_total", ()] == 0
+    assert found["e_seconds_count", ()] == 0
+    assert ("c_seconds_count", ("x",)) not in found
+    exporter.observe("c_seconds", "x", value=0, times=0)
+    assert samples(exporter.render())["c_seconds_count", ("x",)] == 0
+
+
+def test_declared_metrics_have_the_series_names_that_come_out() -> None:
+    exporter = Exporter(EXPORTED)
+    for metric in EXPORTED:
+        labels = ["x"] * len(metric.labels)
+        if metric.kind is Kind.COUNTER:
+            exporter.add(metric.name, *labels)
+        elif metric.kind is Kind.GAUGE:
+            exporter.set(metric.name, *labels, value=1)
+        else:
+            exporter.observe(metric.name, *labels, value=1)
+    names = {name for metric in EXPORTED for name in metric.series_names}
+    assert {name for name, _ in samples(exporter.render())} == names
+
+
+def test_every_declared_metric_says_its_unit() -> None:
+    assert all(metric.unit for metric in EXPORTED)
+    with pytest.raises(LookupError, match="e_nothing"):
+        Metric("e_nothing", Kind.GAUGE, "E.").unit  # noqa: B018
+
+
 def test_a_name_filter_renders_those_and_refreshes_only_what_they_need() -> None:
     exporter = Exporter(METRICS)
     refreshed: list[str] = []

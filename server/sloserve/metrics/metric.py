@@ -70,10 +70,20 @@ class Metric:
 
     @property
     def series_names(self) -> tuple[str, ...]:
-        """The names its samples have in Prometheus."""
-        if self.kind is Kind.HISTOGRAM:
-            return (f"{self.name}_bucket", f"{self.name}_sum", f"{self.name}_count")
-        return (self.name,)
+        """
+        The names its samples have in Prometheus.
+
+        A histogram of values that may be negative has neither sum nor count: rate() would take
+        a falling sum for a restart.
+        """
+        if self.kind is not Kind.HISTOGRAM:
+            return (self.name,)
+        buckets = f"{self.name}_bucket"
+        return (
+            (buckets,)
+            if self.buckets[0] < 0
+            else (buckets, f"{self.name}_sum", f"{self.name}_count")
+        )
 
 
 # Bucket edges, in seconds unless said. The first three are those that existing boards expect.
