@@ -19,6 +19,8 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Panel
 
+from sloserve.local.rules import to_yaml
+from sloserve.rules import operator_groups, rules_file
 from sloserve.rules.boards import BOARDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +33,12 @@ BUILDERS: dict[str, Callable[[], Dashboard]] = {
     "operator": operator,
     "capacity": capacity,
 }
-COPIES = ("dashboards", "server/sloserve/rules/dashboards")
+COPIES = (
+    "dashboards",
+    "server/sloserve/rules/dashboards",  # package data: what the operator gives to Grafana
+    "charts/sloserve/files/dashboards",  # a chart reads no file outside of itself
+)
+OPERATOR_RULES = "charts/sloserve/files/rules/operator.yaml"
 BEGIN, END = "<!-- generated: panels -->\n", "<!-- end of generated -->\n"
 
 
@@ -54,6 +61,7 @@ def generated() -> dict[str, str]:
     head, tail = readme.split(BEGIN)[0], readme.split(END)[-1]
     files["dashboards/README.md"] = head + BEGIN + "\n" + "\n".join(tables) + END + tail
     files["docs/metrics.md"] = metrics_document()
+    files[OPERATOR_RULES] = to_yaml(rules_file(operator_groups()))
     return files
 
 

@@ -12,7 +12,7 @@ from sloserve.rules import RuleSettings, rules_file, service_groups
 from sloserve.rules.rule import Json
 from sloserve.rules.settings import RUNBOOK_URL
 
-HEADER = "# Written by `sloserve rules`; change the manifest or the flags, not this file.\n"
+HEADER = "# Written by `sloserve rules`: change what it was made from, not this file.\n"
 
 
 def add_rules_arguments(parser: argparse.ArgumentParser) -> None:

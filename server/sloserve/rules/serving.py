@@ -35,8 +35,7 @@ def replica_alerts(scope: Scope, spec: ServiceSpec) -> list[Alert]:
             severity=Severity.CRITICAL,
             summary="replica {{ $labels.replica }} of " + scope.service + " stands still",
             description=(
-                "It holds {{ $value }} requests and has not finished a step for two minutes, "
-                "while it says it is well."
+                "It holds {{ $value }} requests and has not finished a step for two minutes."
             ),
             constraint="Replicas",
             for_s=60.0,
