@@ -31,7 +31,7 @@ def _percentiles(word: str, promise: str, what: str) -> Panel:
     return lines(
         f"{word} against target",
         f"{what}: half, 95 % and 99 % of the requests were at least that fast. A promise with a "
-        "slowdown has its floor as target here.",
+        "slowdown has its floor as target here, if it has one.",
         *(Query(quantile(share, buckets, "slo_class"), name) for share, name in _SHARES),
         Query(f"max by (slo_class) ({target})", "target {{slo_class}}"),
         unit="s",

@@ -1,6 +1,8 @@
 """The ladder of burn rates, for every objective and period a manifest may declare."""
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sloserve.rules.ladder import DAY_S, Severity, budget, ladder
+from sloserve.rules.promql import duration
 
 objectives = st.decimals("1", "99.999", places=3).map(lambda percent: float(percent / 100))
 periods_s = st.floats(DAY_S, 90 * DAY_S)
@@ -75,3 +78,22 @@ def test_windows_shrink_with_the_period() -> None:
 )
 def test_thresholds_fit_the_objective(objective: float, thresholds: list[Any]) -> None:
     assert [r.threshold for r in ladder(objective, 7 * DAY_S)] == pytest.approx(thresholds)
+
+
+def test_the_table_in_the_documents_is_the_ladder() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "rules.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.count("|") == 9]
+    told = [[re.sub(r"( %| \(.*)", "", cell) for cell in row] for row in rows[2:]]
+    found = []
+    for i, rung in enumerate(ladder(0.99, 7 * DAY_S)):
+        missed = [ladder(o, 7 * DAY_S)[i].threshold * 100 for o in (0.9, 0.95, 0.99, 0.999)]
+        found.append(
+            [
+                rung.severity.value,
+                f"{rung.factor:.3g}",
+                f"{duration(rung.long_s)}, {duration(rung.short_s)}",
+                f"{rung.budget_spent:.1%}".removesuffix("%"),
+                *(f"{share:.3g}" for share in missed),
+            ]
+        )
+    assert told == found

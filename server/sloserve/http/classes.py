@@ -26,7 +26,8 @@ def declare_classes(spec: ServiceSpec, to: Exporter, *, counters: str) -> None:
     to.clear(objectives)
     for c in spec.classes:
         ttft_s = c.ttft.target_s if c.ttft.target_s is not None else c.ttft.floor_s
-        to.set(targets, spec.name, c.name, "ttft", value=ttft_s)
+        if ttft_s > 0:  # a slowdown without a floor has no target that is a number of seconds
+            to.set(targets, spec.name, c.name, "ttft", value=ttft_s)
         to.set(targets, spec.name, c.name, "tpot", value=c.tightest_stage_tpot_s)
         to.set(objectives, spec.name, c.name, value=c.objective)
         labels = (spec.name, spec.model.served_name, c.name)

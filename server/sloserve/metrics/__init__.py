@@ -46,7 +46,7 @@ SHARED = (
         "sloserve_slo_target_seconds",
         Kind.GAUGE,
         "Target of a class; promise is ttft or tpot (the tightest stage). A slowdown shows its"
-        " floor.",
+        " floor, if it has one.",
         ("service", "slo_class", "promise"),
     ),
     Metric(
