@@ -12,6 +12,7 @@ model: prepare and sample for the runner; plan, emit and account as well for the
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -243,6 +244,9 @@ def main() -> None:
     )
     dtype: torch.dtype = getattr(torch, runner.facts.dtype)
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+    gc.collect()
+    gc.freeze()  # this and the thresholds as a replica has them
+    gc.set_threshold(20_000, 20, 50)
     source = random.Random(0)
     lines: list[Line] = []
     for streams in (int(text) for text in args.streams.split(",")):

@@ -119,11 +119,15 @@ def with_setting(scenario: Scenario, setting: str) -> Scenario:
     return scenario.with_policy(*parse_policy(setting))
 
 
-def plan(scenario: Scenario, load: str, policy: str) -> Planned:
+def plan(scenario: Scenario, load: str, policy: str, *, repeats: int) -> Planned:
     """
     The best of a policy's settings by simulated capacity: all of them searched coarsely, the
     best few again over more windows and to a finer step.
+
+    Its capacity is then predicted on the windows that will be measured (`scenario`'s own length,
+    `repeats` of them): traces are bursty, and two minutes may hold half or twice the mean rate.
     """
+    measured = scenario
     options = replace(scenario.options, duration_s=PREDICT_S)
     scenario = replace(scenario, options=options)
     start = scenario.trace.rate / 4
@@ -150,7 +154,14 @@ def plan(scenario: Scenario, load: str, policy: str) -> Planned:
         for setting in ranked[:FINALISTS]
     }
     best = max(fine, key=lambda setting: fine[setting])
-    return Planned(load, policy, best, fine[best], tried | fine)
+    found = find_capacity(
+        with_setting(measured, best),
+        target=TARGET,
+        tolerance=TOLERANCE,
+        start=fine[best],
+        repeats=repeats,
+    )
+    return Planned(load, policy, best, found.rate, tried | fine)
 
 
 def save_plans(path: Path, plans: Sequence[Planned], *, made: dict[str, Any]) -> None:

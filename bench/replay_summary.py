@@ -21,17 +21,23 @@ AGREE = 0.01
 
 @dataclass(slots=True)
 class Curve:
-    """One policy on one load: measured and simulated, by offered rate (requests/s)."""
+    """One policy on one load: measured and simulated, by the rate asked for (requests/s)."""
 
     plan: Planned
+    offered: dict[float, list[float]] = field(default_factory=dict)  # arrivals that came, per s
     kept: dict[float, list[float]] = field(default_factory=dict)
     simulated: dict[float, list[float]] = field(default_factory=dict)
     goodput: dict[float, list[float]] = field(default_factory=dict)
     mean_tpot: dict[float, list[float]] = field(default_factory=dict)
 
+    def by_offered(self, points: dict[float, list[float]]) -> dict[float, float]:
+        """Means of the repeats by the rate that was really offered."""
+        offered = means(self.offered)
+        return {offered[rate]: mean for rate, mean in means(points).items()}
+
     def capacity(self, points: dict[float, list[float]]) -> float | None:
         """Where attainment falls through the target, means of the repeats joined by lines."""
-        return crossing(means(points), TARGET)
+        return crossing(self.by_offered(points), TARGET)
 
     def goodput_at(self, factor: float) -> float | None:
         """Goodput at `factor` times the predicted capacity."""
@@ -45,6 +51,7 @@ class Disagreement:
     """How far the gateway's counters are from the client's scores, per window and class."""
 
     windows: int = 0
+    counted: dict[str, list[int]] = field(default_factory=dict)  # class: eligible, apart; summed
     worst_share: float = 0.0  # of |attained - attained| / eligible
     where: str = ""
     over: int = 0  # classes in windows beyond AGREE
@@ -74,6 +81,7 @@ def _read(folder: Path, plans: Sequence[Planned]) -> tuple[list[Curve], Disagree
             for path in sorted(folder.glob(f"{p.load}-{p.policy}-{rate:.3f}-*.json")):
                 result = json.loads(path.read_text(encoding="utf-8"))
                 row = result["measured"]["classes"][ALL]
+                curve.offered.setdefault(rate, []).append(result["measured"]["rate"])
                 curve.kept.setdefault(rate, []).append(row["attainment"])
                 curve.goodput.setdefault(rate, []).append(row["goodput"])
                 curve.mean_tpot.setdefault(rate, []).append(row["attainment_mean"])
@@ -94,6 +102,9 @@ def _compare(disagreement: Disagreement, result: dict[str, Any], *, name: str) -
         apart = max(
             abs(row["attained"] - counted["attained"]), abs(row["eligible"] - counted["eligible"])
         )
+        sums = disagreement.counted.setdefault(slo_class, [0, 0])
+        sums[0] += row["eligible"]
+        sums[1] += apart
         share = apart / row["eligible"]
         disagreement.over += share > AGREE
         if share > disagreement.worst_share:
@@ -125,8 +136,8 @@ def _markdown(
     lines += ["", "Capacity: requests/s at which 90 % keep every promise, to the token.", ""]
     for curve in curves:
         points = ", ".join(
-            f"{rate:.2f}: {kept:.1%} ({means(curve.simulated)[rate]:.1%})"
-            for rate, kept in means(curve.kept).items()
+            f"{rate:.2f}: {kept:.1%} ({curve.by_offered(curve.simulated)[rate]:.1%})"
+            for rate, kept in curve.by_offered(curve.kept).items()
         )
         lines.append(f"- {curve.plan.load}, {curve.plan.policy}: {points}")
     lines += [
@@ -134,7 +145,13 @@ def _markdown(
         f"{disagreement.windows} windows; the gateway's counters differ from the client's by at"
         f" most {disagreement.worst_share:.1%} of a class's requests"
         + (f" ({disagreement.where})" if disagreement.where else "")
-        + f", by more than {AGREE:.0%} in {disagreement.over} of all classes and windows.",
+        + f", by more than {AGREE:.0%} in {disagreement.over} of all classes and windows;"
+        " over all windows, by class: "
+        + ", ".join(
+            f"{name} {apart} of {eligible}"
+            for name, (eligible, apart) in disagreement.counted.items()
+        )
+        + ".",
     ]
     return [*lines, *(f"- the client was the bottleneck in {line}" for line in bottlenecks)]
 
@@ -149,6 +166,7 @@ def _json(curves: Sequence[Curve], disagreement: Disagreement) -> dict[str, Any]
                 "predicted": c.plan.capacity,
                 "measured": c.capacity(c.kept),
                 "simulated": c.capacity(c.simulated),
+                "offered": {f"{r}": v for r, v in c.offered.items()},
                 "attainment": {f"{r}": v for r, v in c.kept.items()},
                 "attainment_mean_tpot": {f"{r}": v for r, v in c.mean_tpot.items()},
                 "attainment_simulated": {f"{r}": v for r, v in c.simulated.items()},
@@ -161,6 +179,7 @@ def _json(curves: Sequence[Curve], disagreement: Disagreement) -> dict[str, Any]
             "worst_share": disagreement.worst_share,
             "where": disagreement.where,
             "classes_over_1_percent": disagreement.over,
+            "eligible_and_apart": disagreement.counted,
         },
     }
 
@@ -177,14 +196,14 @@ def _plot(path: Path, curves: Sequence[Curve]) -> None:
             for curve in (c for c in curves if c.plan.load == load):
                 colour = PALETTE[policies.index(curve.plan.policy)]
                 for axes, points in ((kept, curve.kept), (goodput, curve.goodput)):
-                    lines = means(points)
+                    lines = curve.by_offered(points)
                     axes.plot(*zip(*lines.items(), strict=True), "o-", color=colour, lw=2, ms=5,
                               label=curve.plan.policy)  # fmt: skip
                     axes.vlines(
-                        list(points), [min(v) for v in points.values()],
+                        list(lines), [min(v) for v in points.values()],
                         [max(v) for v in points.values()], color=colour, lw=1,
                     )  # fmt: skip
-                simulated = means(curve.simulated)
+                simulated = curve.by_offered(curve.simulated)
                 kept.plot(*zip(*simulated.items(), strict=True), ":", color=colour, lw=1.4)
             kept.plot([], [], ":", color=FAINT, label="simulated")
             kept.axhline(TARGET, color=INK, lw=1, ls="--")

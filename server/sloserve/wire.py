@@ -103,6 +103,13 @@ _ANNOTATION = re.compile(rb"^: n=(\d{1,6}) stage=(\d{1,3})\n", re.MULTILINE)
 
 def split_annotations(events: bytes) -> tuple[bytes, list[tuple[int, int]]]:
     """Whole events without their annotation lines, and the (tokens, stage) those told."""
+    first = _ANNOTATION.match(events)
+    if first is not None:  # nearly always all annotations are alike: no need to look at each
+        rest = events[first.end() :]
+        left = rest.replace(b"\n" + first[0], b"\n")
+        if b"\n: n=" not in left and not left.startswith(b": n="):
+            num_alike = 1 + (len(rest) - len(left)) // len(first[0])
+            return left, [(int(first[1]), int(first[2]))] * num_alike
     parts = _ANNOTATION.split(events)  # text, then count, stage, text for every annotation
     if len(parts) == 1:
         return events, []

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from openai.types import Completion
 
 from sloserve.cli import main
 
@@ -53,14 +54,12 @@ def wait_for(holds: Callable[[], bool], *, at_most_s: float = 60.0) -> None:
 
 
 @dataclass
-class Chain:
-    """Two replicas and a gateway."""
+class Gateway:
+    """One gateway."""
 
-    config: Path
     url: str
     internal_url: str
-    gateway: subprocess.Popen[bytes]
-    replicas: dict[str, subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes]
 
     def metric(self, line: str) -> float | None:
         """The value of one series of the gateway, by how its line begins."""
@@ -74,11 +73,32 @@ class Chain:
         return sum(r["state"] == "ready" for r in seen)
 
 
-@pytest.fixture
-def chain(tmp_path: Path) -> Iterator[Chain]:
+@dataclass
+class Chain:
+    """Two replicas, and one gateway or two in front of both."""
+
+    config: Path
+    gateways: list[Gateway]
+    replicas: dict[str, subprocess.Popen[bytes]]
+    replica_urls: list[str]
+
+    def num_running(self) -> float:
+        """Requests that the replicas work on."""
+        texts = [httpx.get(f"{url}/metrics").text for url in self.replica_urls]
+        lines = [ln for text in texts for ln in text.splitlines()]
+        return sum(
+            float(ln.rsplit(" ", 1)[1])
+            for ln in lines
+            if ln.startswith("sloserve_running_requests")
+        )
+
+
+@contextmanager
+def running(tmp_path: Path, *, num_gateways: int) -> Iterator[Chain]:
+    """The processes, ready; killed at the end."""
     config = tmp_path / "spec.yaml"
     config.write_text(MANIFEST.format(generation=1, tpot="100ms"))
-    ports = [free_port() for _ in range(4)]
+    ports = [free_port() for _ in range(2)]
     with ExitStack() as stack:
 
         def start(name: str, *words: str) -> subprocess.Popen[bytes]:
@@ -95,22 +115,38 @@ def chain(tmp_path: Path) -> Iterator[Chain]:
                 f"r{port}", "replica", "--config", str(config), "--name", f"r{port}",
                 "--listen", f"127.0.0.1:{port}",
             )
-            for port in ports[:2]
+            for port in ports
         }  # fmt: skip
-        gateway = start(
-            "gateway", "gateway", "--config", str(config), "--listen", f"127.0.0.1:{ports[2]}",
-            "--internal", f"127.0.0.1:{ports[3]}",
-            "--replicas", ",".join(f"127.0.0.1:{port}" for port in ports[:2]),
-        )  # fmt: skip
-        urls = [f"http://127.0.0.1:{port}" for port in ports[2:]]
-        it = Chain(config, urls[0], urls[1], gateway, replicas)
-        wait_for(lambda: it.num_ready() == 2)
+        gateways = []
+        for number in range(num_gateways):
+            listen, internal = (f"127.0.0.1:{free_port()}" for _ in range(2))
+            process = start(
+                f"gateway{number}", "gateway", "--config", str(config), "--listen", listen,
+                "--internal", internal,
+                "--replicas", ",".join(f"127.0.0.1:{port}" for port in ports),
+            )  # fmt: skip
+            gateways.append(Gateway(f"http://{listen}", f"http://{internal}", process))
+        for gateway in gateways:
+            wait_for(lambda gateway=gateway: gateway.num_ready() == 2)  # type: ignore[misc]
+        yield Chain(config, gateways, replicas, [f"http://127.0.0.1:{port}" for port in ports])
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Iterator[Chain]:
+    with running(tmp_path, num_gateways=1) as it:
+        yield it
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Chain]:
+    with running(tmp_path, num_gateways=2) as it:
         yield it
 
 
 @pytest.mark.slow
 def test_promises_through_real_processes(chain: Chain) -> None:
-    client = openai.OpenAI(base_url=f"{chain.url}/v1", api_key="none", max_retries=0)
+    gateway = chain.gateways[0]
+    client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
     with client:
         # An answer of words; the counters say what the client saw.
         with client.completions.with_streaming_response.create(
@@ -124,15 +160,15 @@ def test_promises_through_real_processes(chain: Chain) -> None:
         assert events[-1] == "data: [DONE]"
         assert not any(line.startswith(":") for line in events)
         labels = '{model="assistant",service="assistant",slo_class="chat"}'
-        wait_for(lambda: chain.metric(f"sloserve_slo_requests_total{labels}") == 1)
+        wait_for(lambda: gateway.metric(f"sloserve_slo_requests_total{labels}") == 1)
         kept = '{model="assistant",promise="all",service="assistant",slo_class="chat"}'
-        assert chain.metric(f"sloserve_slo_attained_total{kept}") == 1
+        assert gateway.metric(f"sloserve_slo_attained_total{kept}") == 1
 
         # A class change applies live, without a restart.
         chain.config.write_text(MANIFEST.format(generation=2, tpot="90ms"))
-        wait_for(lambda: chain.metric("sloserve_config_generation") == 2)
+        wait_for(lambda: gateway.metric("sloserve_config_generation") == 2)
         target = 'sloserve_slo_target_seconds{promise="tpot",service="assistant",slo_class="chat"}'
-        assert chain.metric(target) == 0.09
+        assert gateway.metric(target) == 0.09
 
         # A replica is killed in the middle of an answer: said so; the next one is served.
         with client.completions.with_streaming_response.create(
@@ -155,11 +191,44 @@ def test_promises_through_real_processes(chain: Chain) -> None:
         ) as raw:
             lines = raw.iter_lines()
             next(lines)
-            chain.gateway.send_signal(signal.SIGTERM)
+            gateway.process.send_signal(signal.SIGTERM)
             assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert chain.gateway.wait(20) == 0
+        assert gateway.process.wait(20) == 0
         with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{chain.url}/health")
+            httpx.get(f"{gateway.url}/health")
+
+
+@pytest.mark.slow
+def test_a_killed_gateway_takes_only_its_own_connections_with_it(pair: Chain) -> None:
+    killed, other = pair.gateways
+    with (
+        openai.OpenAI(base_url=f"{killed.url}/v1", api_key="none", max_retries=0) as to_killed,
+        openai.OpenAI(base_url=f"{other.url}/v1", api_key="none", max_retries=0) as to_other,
+        ExitStack() as stack,
+    ):
+
+        def begin(client: openai.OpenAI, *, max_tokens: int) -> openai.Stream[Completion]:
+            stream = client.completions.create(
+                model="assistant", prompt="On", max_tokens=max_tokens, stream=True
+            )
+            stack.callback(stream.close)
+            next(stream)
+            return stream
+
+        lost = [begin(to_killed, max_tokens=20_000) for _ in range(3)]
+        kept = [begin(to_other, max_tokens=100) for _ in range(3)]
+        killed.process.kill()
+        for stream in lost:
+            with pytest.raises((openai.APIConnectionError, httpx.HTTPError)):
+                list(stream)
+        for stream in kept:
+            assert [event.choices[0].finish_reason for event in stream][-1] == "length"
+        # What the dead gateway had asked for is worked on no longer, and the other goes on.
+        wait_for(lambda: pair.num_running() == 0)
+        done = to_other.completions.create(model="assistant", prompt="Again", max_tokens=3)
+        assert done.choices[0].finish_reason == "length"
+        with pytest.raises(openai.APIConnectionError):
+            to_killed.completions.create(model="assistant", prompt="Again", max_tokens=3)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sloserve.gateway.stream import Stripper, error_event
-from sloserve.wire import annotation
+from sloserve.wire import annotation, parse_annotation, split_annotations
 
 
 def marked(data: str, *, num_tokens: int = 1, stage: int = 0) -> bytes:
@@ -12,6 +12,17 @@ def marked(data: str, *, num_tokens: int = 1, stage: int = 0) -> bytes:
 
 
 TOKENS = st.lists(st.tuples(st.text(max_size=5), st.integers(0, 30), st.integers(0, 3)), max_size=8)
+
+
+LINES = (b": n=1 stage=0\n", b": n=2 stage=0\n", b": n=x\n", b"data: : n=1 stage=0\n", b"\n")
+
+
+@given(st.lists(st.sampled_from(LINES), max_size=9))
+def test_annotations_are_told_and_taken_out_whether_alike_or_not(lines: list[bytes]) -> None:
+    told = [parse_annotation(line) for line in lines]
+    kept = b"".join(line for line, mark in zip(lines, told, strict=True) if mark is None)
+    marks = [mark for mark in told if mark is not None]
+    assert split_annotations(b"".join(lines)) == (kept, marks)
 
 
 @given(TOKENS, st.lists(st.integers(1, 40), max_size=30))

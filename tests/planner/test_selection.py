@@ -15,8 +15,6 @@ from sloserve.planner.selection import select
 from sloserve.planner.settings import Settings
 from sloserve.planner.view import Ask, ask_of
 
-EXACT = Settings(guard_share=0.0)
-
 
 @dataclass
 class Item:
@@ -173,10 +171,10 @@ def test_selection_reaches_brute_force(
                 asked = sum(-(-(r.num_known + r.max_output) // 16) for r in waiting)
                 limits = Limits(block_size=16, num_blocks=int(0.9 * held + 0.4 * asked))
             snapshot = a_snapshot(running, waiting, limits=limits)
-            plan = make_policy("sloserve", guard_share=0.0).plan(snapshot)
+            plan = make_policy("sloserve").plan(snapshot)
             if plan.relegated:
                 continue
-            decision = Decision(snapshot, EXACT)
+            decision = Decision(snapshot, Settings())
             asks = [ask_of(r, decision.base_s, tiny_cpu, firm=False) for r in waiting]
             got += len(plan.admitted)
             best += best_number(decision, asks, len(plan.admitted))

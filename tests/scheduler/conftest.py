@@ -97,10 +97,15 @@ class Uncorrected:
 
     ratio: float = 1.0
     margin_s: float = 0.0
-    seen: list[tuple[float, float, int]] = field(default_factory=list)
+    seen: list[tuple[float, float]] = field(default_factory=list)
 
-    def observe(self, predicted_s: float, actual_s: float, num_tokens: int) -> None:
-        self.seen.append((predicted_s, actual_s, num_tokens))
+    @property
+    def excess_share(self) -> float:
+        """None."""
+        return 0.0
+
+    def observe(self, predicted_s: float, actual_s: float) -> None:
+        self.seen.append((predicted_s, actual_s))
 
 
 class World:

@@ -44,16 +44,17 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes; empty while a character is unfinished."""
-        self._ids.append(token_id)
-        text = self._decode(self._ids)
-        if text.endswith(REPLACEMENT) and len(self._ids) - self._start <= MAX_HELD_TOKENS:
+        ids = self._ids
+        ids.append(token_id)
+        text = self._tokenizer.decode(ids, skip_special=self._skip_special)
+        if text.endswith(REPLACEMENT) and len(ids) - self._start <= MAX_HELD_TOKENS:
             stable = text[:-1]  # what precedes the last one is settled, valid or not
             new = stable[self._num_shown :]
             self._num_shown = max(self._num_shown, len(stable))
             return new
         new = text[self._num_shown :]
-        self._ids = self._ids[self._start :]
-        self._start = len(self._ids)
+        del ids[: self._start]
+        self._start = len(ids)
         self._num_shown = self._length()
         return new
 

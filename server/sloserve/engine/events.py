@@ -40,11 +40,13 @@ class Decided:
     retry_after_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
     """
     Newly visible output. Tokens held back (incomplete UTF-8, a possible stop string) come later,
-    so `text` may be empty while `num_tokens` is not, and the other way round at the end.
+    so `text` may be empty while `token_ids` is not, and the other way round at the end.
+
+    A value, not frozen only because one is made per token, and that would be four times slower.
     """
 
     text: str

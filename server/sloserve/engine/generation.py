@@ -21,8 +21,9 @@ class Generation:
         "_prompt_logprobs",
         "_stages",
         "_stops",
-        "generate",
+        "key",
         "request",
+        "sampling",
     )
 
     def __init__(
@@ -36,7 +37,8 @@ class Generation:
     ) -> None:
         """`lengths` is shared by all of one tokenizer (`Detokenizer`)."""
         sampling = generate.sampling
-        self.generate = generate
+        self.key = generate.key
+        self.sampling = sampling
         self.request = request
         self._detokenizer = Detokenizer(
             tokenizer,
@@ -45,7 +47,8 @@ class Generation:
             lengths=lengths,
         )
         self._stops = StopFinder(sampling.stop, include=sampling.include_stop)
-        self._stages = StageTracker(generate.promise.stages, tokenizer)
+        stages = generate.promise.stages
+        self._stages = StageTracker(stages, tokenizer) if len(stages) > 1 else None
         self._prompt_logprobs: list[Logprobs] = []
         eos_ids = () if sampling.ignore_eos else facts.eos_ids
         self._end_ids = frozenset((*eos_ids, *sampling.stop_token_ids))
@@ -58,44 +61,36 @@ class Generation:
         """The sampled token as an event for the client, and as an outcome for the scheduler."""
         token_id = sampled.token_id
         assert token_id is not None
-        sampling = self.generate.sampling
-        num_output = self.request.num_output + 1
+        sampling, request = self.sampling, self.request
+        num_output = request.row.num_output + 1
         may_stop = num_output >= sampling.min_tokens
-        stage, next_stage = self._stages.push(token_id)
+        stage, next_stage = 0, None
+        if self._stages is not None:
+            stage, next_stage = self._stages.push(token_id)
         finish_reason: str | None = None
         stop_reason: str | int | None = None
         ends = may_stop and token_id in self._end_ids
         text = "" if ends and not sampling.include_stop else self._detokenizer.push(token_id)
-        text, stop = self._stops.push(text, active=may_stop)
+        stop: str | None = None
+        if sampling.stop:
+            text, stop = self._stops.push(text, active=may_stop)
         if stop is not None:
             finish_reason, stop_reason = "stop", stop
         elif ends:
             finish_reason = "stop"
             stop_reason = token_id if token_id in sampling.stop_token_ids else None
-        elif num_output >= self.request.max_output:
+        elif num_output >= request.max_output:
             finish_reason = "length"
         if finish_reason is not None and stop is None:
             text += self._flush(active=may_stop)
-        prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
-        chunk = Chunk(
-            text=text,
-            token_ids=(token_id,),
-            stage=stage,
-            emitted_s=at_s,
-            num_output=num_output,
-            num_cached=self.request.num_cached,
-            logprobs=() if sampled.logprobs is None else (sampled.logprobs,),
-            prompt_logprobs=prompt_logprobs,
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-        )
-        outcome = Outcome(
-            token_id=token_id,
-            finished=finish_reason is not None,
-            stage=stage,
-            next_stage=next_stage,
-        )
-        return chunk, outcome
+        chunk = Chunk(text, (token_id,), stage, at_s, num_output, request.num_cached)
+        if sampled.logprobs is not None:
+            chunk.logprobs = (sampled.logprobs,)
+        if self._prompt_logprobs:
+            chunk.prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
+        if finish_reason is not None:
+            chunk.finish_reason, chunk.stop_reason = finish_reason, stop_reason
+        return chunk, Outcome(token_id, finish_reason is not None, stage, next_stage)
 
     def _flush(self, *, active: bool) -> str:
         text, stop = self._stops.push(self._detokenizer.flush(), active=active)

@@ -1,7 +1,7 @@
 """The seam between the loop and whatever computes a step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from sloserve.engine.sampling import SamplingParams
@@ -23,10 +23,11 @@ class ModelFacts:
     hardware: str  # a line a person recognises: CPU or GPU name and thread count
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepRow:
     """
-    One request's part of a step: tokens[start : start + count] are computed.
+    One request's part of a step: tokens[start : start + count] are computed. A value, not frozen
+    only because that makes the making of it four times slower.
 
     `tokens` is the request's whole list (prompt and output), shared and not to be changed; the
     keys and values of position p go to block_table[p // block_size]. `sample` says that the
@@ -52,13 +53,16 @@ class Logprobs:
     top: tuple[tuple[int, float], ...] = ()  # (token id, logprob), best first
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sampled:
-    """A row's outcome; `prompt` holds logprobs of the chunk's prompt tokens when asked for."""
+    """
+    A row's outcome; `prompt` holds logprobs of the chunk's prompt tokens when asked for. A value,
+    not frozen for the same reason as `StepRow`.
+    """
 
     token_id: int | None = None  # None: the prefill goes on
     logprobs: Logprobs | None = None
-    prompt: tuple[Logprobs, ...] = field(default=())
+    prompt: tuple[Logprobs, ...] = ()
 
 
 class Runner(Protocol):

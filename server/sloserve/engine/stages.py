@@ -29,7 +29,7 @@ class StageTracker:
     def push(self, token_id: int) -> tuple[int, int | None]:
         """(the stage of this token, the coming token's stage if this one ended a stage)."""
         stage = self.stage
-        if not self._ends(token_id):
+        if (self._marker_id is None and self._detokenizer is None) or not self._ends(token_id):
             return stage, None
         self.stage += 1
         self._look_for_next()
@@ -38,8 +38,7 @@ class StageTracker:
     def _ends(self, token_id: int) -> bool:
         if self._marker_id is not None:
             return token_id == self._marker_id
-        if self._detokenizer is None:
-            return False
+        assert self._detokenizer is not None
         marker = self._stages[self.stage].until
         assert marker is not None
         text = self._tail + self._detokenizer.push(token_id)

@@ -4,9 +4,9 @@ from collections import deque
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepRecord:
-    """One step. Times in seconds on the engine's clock."""
+    """One step. Times in seconds on the engine's clock. A value, not frozen only for speed."""
 
     number: int  # counts from 1, without gaps
     planned_s: float  # when planning began

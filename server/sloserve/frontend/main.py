@@ -133,6 +133,7 @@ async def _start(replica: Replica, engine: EngineClient, args: argparse.Namespac
     loaded = await _in_thread(lambda: load(spec, profile=args.profile, on_phase=on_phase))
     gc.collect()
     gc.freeze()  # what is loaded stays: the collector need not look at it again
+    gc.set_threshold(20_000, 20, 50)  # a step makes hundreds of objects, and frees them itself
     replica.progress = Progress("first answer")
     engine.start(make_scheduler(replica.spec, loaded, policy=args.policy), loaded.runner,
                  loaded.tokenizer)  # fmt: skip

@@ -5,7 +5,7 @@ this together.
 
 import asyncio
 import logging
-import secrets
+import random
 from collections.abc import Mapping
 
 from sloserve.errors import NotFound, Reason, SloserveError
@@ -200,7 +200,7 @@ def _request_id(headers: Mapping[str, str]) -> str:
     given = headers.get(REQUEST_ID, "")
     if given and len(given) <= MAX_ID_CHARS and given.isascii() and given.isprintable():
         return given
-    return secrets.token_hex(12)
+    return f"{random.getrandbits(96):024x}"
 
 
 async def _read(receive: Receive, max_bytes: int) -> bytes:

@@ -114,6 +114,7 @@ def _config(listener: Listener, grace_s: float) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(grace_s)),
         ssl_certfile=listener.tls_cert,

@@ -98,26 +98,32 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
     the logits at a position speak of the token after it.
     """
     single = [i for i, row in enumerate(rows) if row.count == 1]
-    longer = [i for i, row in enumerate(rows) if row.count != 1]
-    single.sort(key=lambda i: rows[i].start, reverse=True)
+    longer = [i for i, row in enumerate(rows) if row.count != 1] if len(single) < len(rows) else []
+    starts = [row.start for row in rows]
+    single.sort(key=starts.__getitem__, reverse=True)
     ids: list[int] = []
     slots: list[int] = []
     positions: list[int] = []
     pages: list[int] = []
+    num_pages: list[int] = []  # per row of `single`
     first = [0] * len(rows)
-    for at, i in enumerate(single):
-        row, start = rows[i], rows[i].start
+    for at, i in enumerate(single):  # per row and step: kept lean
+        row, start = rows[i], starts[i]
         first[i] = at
         ids.append(row.tokens[start])
         positions.append(start)
-        slots.append(row.block_table[start // block_size] * block_size + start % block_size)
-    groups = decode_groups([rows[i].start // block_size + 1 for i in single])
+        page, offset = divmod(start, block_size)
+        slots.append(row.block_table[page] * block_size + offset)
+        num_pages.append(page + 1)
+    lengths = [start + 1 for start in positions]
+    groups = decode_groups(num_pages)
     for begin, end in groups:
-        widest = rows[single[begin]].start // block_size + 1
-        for i in single[begin:end]:
-            own = rows[i].start // block_size + 1
-            pages += rows[i].block_table[:own]
-            pages += [pages[-1]] * (widest - own)  # padding: warm in the cache, masked out
+        widest = num_pages[begin]
+        for at in range(begin, end):
+            own = num_pages[at]
+            pages += rows[single[at]].block_table[:own]
+            if own < widest:
+                pages += [pages[-1]] * (widest - own)  # padding: warm in the cache, masked out
     for i in longer:
         row, end = rows[i], rows[i].start + rows[i].count
         first[i] = len(ids)
@@ -139,7 +145,6 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
             if count > 0:
                 prompts.append((i, count))
                 keep += range(first[i], first[i] + count)
-    lengths = [rows[i].start + 1 for i in single]
 
     sizes = [len(ids), len(ids), len(ids), len(keep), len(lengths), len(pages)]
     flat = torch.frombuffer(
@@ -153,7 +158,7 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
     chunks: list[Chunk] = []
     at = 0
     for begin, end in groups:
-        widest = rows[single[begin]].start // block_size + 1
+        widest = num_pages[begin]
         size = (end - begin) * widest
         decodes.append(
             Decodes(

@@ -74,10 +74,10 @@ class TorchRunner:
 
     def _outcomes(self, rows: Sequence[StepRow], batch: Batch, logits: Tensor) -> list[Sampled]:
         prompts = self._prompt_logprobs(rows, batch, logits) if batch.prompts else {}
-        drawn = rows if len(batch.sampled) == len(rows) else [rows[i] for i in batch.sampled]
+        if len(batch.sampled) == len(rows) and not prompts:
+            return self._sampler.sample(logits, rows)
+        drawn = [rows[i] for i in batch.sampled]
         sampled = self._sampler.sample(logits[: len(drawn)], drawn) if drawn else []
-        if len(sampled) == len(rows) and not prompts:
-            return sampled
         by_row = dict(zip(batch.sampled, sampled, strict=True))
         nothing = Sampled()
         outcomes = [by_row.get(i, nothing) for i in range(len(rows))]

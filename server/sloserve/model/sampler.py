@@ -64,8 +64,13 @@ class Sampler:
 
     def sample(self, logits: Tensor, rows: Sequence[StepRow]) -> list[Sampled]:
         """One token per row; logits `(len(rows), vocabulary)`, which may be overwritten."""
-        known = [self._of(row) for row in rows]
-        if all(k.plain for k in known):
+        known = []
+        for row in rows:  # per row and step: kept lean
+            k = self._known.get(row.request_id)
+            if k is None or k.sampling is not row.sampling:
+                k = self._begin(row)
+            known.append(k)
+        if all([k.plain for k in known]):
             return [Sampled(token_id) for token_id in best_tokens(logits)]
         logits = logits.float()
         reported = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
@@ -85,13 +90,11 @@ class Sampler:
         by_row = dict(zip(reported, told, strict=True))
         return [Sampled(token_id, by_row.get(i)) for i, token_id in enumerate(tokens)]
 
-    def _of(self, row: StepRow) -> _Known:
-        known = self._known.get(row.request_id)
-        if known is None or known.sampling is not row.sampling:
-            seed = row.sampling.seed
-            start = self._entropy ^ seed_state(row.request_id) if seed is None else seed
-            known = _Known(row, state=seed_state(start), eos_ids=self._eos_ids)
-            self._known[row.request_id] = known
+    def _begin(self, row: StepRow) -> _Known:
+        seed = row.sampling.seed
+        start = self._entropy ^ seed_state(row.request_id) if seed is None else seed
+        known = _Known(row, state=seed_state(start), eos_ids=self._eos_ids)
+        self._known[row.request_id] = known
         return known
 
     @staticmethod

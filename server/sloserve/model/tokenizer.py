@@ -70,7 +70,7 @@ class HfTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; incomplete UTF-8 shows as U+FFFD. Unknown ids are nothing."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        text: str = self._backend.decode(ids, skip_special_tokens=skip_special)
         return text
 
     def token_text(self, token_id: int) -> str:

@@ -9,7 +9,7 @@ m = tokens in the batch, K = sum of decode contexts, A = prefill attention pairs
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 MAX_CHUNK = 2**31
 """The answer of `max_chunk` when a model lets any chunk fit."""
@@ -70,7 +70,15 @@ class StepModel:
 
     def scaled(self, factor: float) -> "StepModel":
         """The same model with every time multiplied by `factor` (online correction)."""
-        return StepModel(*(factor * getattr(self, field.name) for field in fields(self)))
+        return StepModel(
+            w=factor * self.w,
+            a0=factor * self.a0,
+            c1=factor * self.c1,
+            a1=factor * self.a1,
+            b=factor * self.b,
+            d=factor * self.d,
+            k2=factor * self.k2,
+        )
 
 
 def _last(fits: Callable[[int], bool], low: int, high: int) -> int:

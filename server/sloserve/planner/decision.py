@@ -36,6 +36,8 @@ class Decision:
             settings.min_chunk_tokens,
             settings.safety,
         )
+        self._guard = 1.0 + settings.guard_factor * snapshot.excess_share
+        self._slower = model.scaled(self._guard)
         self.num_runs = 0
         self.relegated: list[Row] = []
         self.due_s: dict[int, float]
@@ -180,10 +182,20 @@ class Decision:
         if not room.fits and asks:
             return KV_FULL
         jobs = self._jobs(asks)
-        guard = 1.0 - self.settings.guard_share
-        if asks and guard < 1.0:
-            jobs = [job._replace(due_s=job.due_s * guard) for job in jobs]
-        return self.run(jobs, lockstep=not room.slack)
+        if not asks:
+            return self.run(jobs, lockstep=not room.slack)
+        self.num_runs += 1
+        result = play(
+            self.seen.field,
+            jobs,
+            self.machine._replace(model=self._slower),
+            lockstep=not room.slack,
+        )
+        if not result.ok:
+            return result
+        first = result.first
+        predicted_s = first.predicted_s / self._guard
+        return result._replace(first=first._replace(predicted_s=predicted_s))
 
     def _fit(self, asks: Sequence[Ask]) -> Fit:
         limits = self.snapshot.limits

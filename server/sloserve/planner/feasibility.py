@@ -5,10 +5,11 @@ The hot core of the planner: plain loops over floats and tuples. A step is forme
 will form it, so the first step of an accepted play-forward *is* the next batch:
 
     room  = earliest due token among decodes - now
-    cap   = min(step limit, room)                        the step's length at most
+    brief = room / safety                                a straggling step is still in time
+    cap   = min(step limit, brief)                       the step's length at most
     look  = max(step limit, T(all decodes))              the next step's length at most
-    in    = decodes due before now + cap + look          the others can wait another such step
-            (lock-step, when memory is tight: all of them)
+    in    = decodes due before now + safety (cap + look) the others can wait another such step
+            (fewer when those take longer than brief; lock-step, when memory is tight: all)
     fill  = prefill chunks by deadline, while T(batch) <= cap and no finished prefill is late
 
 Decodes are not walked one by one. Those not yet touched lie in a list sorted by due time per
@@ -204,19 +205,18 @@ def play(
                 t - jobs[j][0],
                 tuple(finished),
             )
-        cap = room / safety
-        if cap > limit:
-            cap = limit
+        brief = room / safety
+        cap = brief if brief < limit else limit
         look = all_s if all_s > limit else limit
 
         # 2. which decodes are in
-        if lockstep or (j == num_jobs and all_s <= room):
+        if lockstep or (j == num_jobs and all_s <= brief):
             cut = inf
         else:
             cut = t + safety * (cap + look)
-            if all_s > room:
+            if all_s > brief:
                 cut = _narrow(
-                    t, room, cut, machine.model, dues, pre, at, rings, min(cap + look, room)
+                    t, room, brief, cut, machine.model, dues, pre, at, rings, min(cap + look, room)
                 )
         m, context, num_gone = 0, 0.0, 0
         for i in tiers:
@@ -362,6 +362,7 @@ def play(
 def _narrow(
     t: float,
     room: float,
+    length_s: float,
     cut: float,
     model: StepModel,
     dues: list[list[float]],
@@ -371,7 +372,7 @@ def _narrow(
     window: float,
 ) -> float:
     """
-    The widest cut whose decodes fit into `room`, when all of them together would not.
+    The widest cut whose decodes fit into `length_s`, when all of them together would not.
 
     Tries smaller windows of due times; the narrowest holds only what is due within the room.
     """
@@ -387,7 +388,7 @@ def _narrow(
                     break
                 m += clump[1]
                 context += clump[2]
-        if model.step_s(m, context=context) <= room:
+        if model.step_s(m, context=context) <= length_s:
             return tried
     return tried
 

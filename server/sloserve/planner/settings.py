@@ -36,10 +36,12 @@ class Settings:
     verify_steps: int = 8
     """The running set is played forward again at least every so many steps while prefills run."""
 
-    guard_share: float = 0.02
-    """Part of the time to a first token's deadline that newcomers may not use up: errors of the
-    step model add up over the horizon, the margin covers one step."""
+    guard_factor: float = 1.5
+    """Newcomers are tried on a machine slower than the step model says by so many times what steps
+    take beyond their prediction on average (`Snapshot.excess_share`). A set that just fits leaves
+    nothing to make up for it: on a noisy machine every fourth tight promise then broke. On an
+    exact one it costs nothing."""
 
-    safety: float = 1.5
+    safety: float = 1.75
     """A step uses at most one part in so many of the earliest decode's slack, and who waits keeps
-    as much more: a straggling step (+50 %) then breaks no promise."""
+    as much more: a straggling step (+75 %) then breaks no promise."""

@@ -84,6 +84,7 @@ class Snapshot:
     running: Sequence[Row]  # promised requests that run, in order of admission
     waiting: Sequence[Row]  # promised requests that wait for admission, in order of arrival
     best_effort: Sequence[Row]  # requests without a promise, in order of arrival
+    excess_share: float = 0.0  # what steps take beyond the model's word, on average
     tentative: bool = True  # the owner also runs chunks of those who still wait (see Plan)
 
 

@@ -43,10 +43,10 @@ class Batch:
     pairs: float  # A: attention pairs of the prefill chunks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """
-    What a step gave one request. `token_id` None: the prefill goes on.
+    What a step gave one request. `token_id` None: the prefill goes on. A value, like `BatchRow`.
 
     `stage` is the token's own stage; `next_stage` is given when the token ended its stage.
     """
@@ -60,7 +60,8 @@ class Outcome:
 def make_batch(rows: list[BatchRow], *, model: StepModel, ratio: float, planned_s: float) -> Batch:
     """The batch of some rows; `model` is the stored profile's, `ratio` its online correction."""
     num_tokens, num_decodes, num_best_effort_tokens, context, pairs = 0, 0, 0, 0, 0.0
-    for row in rows:
+    best_effort = Tier.BEST_EFFORT
+    for row in rows:  # per row and step: kept lean
         count = row.count
         num_tokens += count
         if row.decodes:
@@ -68,7 +69,7 @@ def make_batch(rows: list[BatchRow], *, model: StepModel, ratio: float, planned_
             context += row.start + 1
         else:
             pairs += count * (row.start + count / 2)
-        if row.request.tier is Tier.BEST_EFFORT:
+        if row.request.tier is best_effort:
             num_best_effort_tokens += count
     stored_s = model.step_s(num_tokens, context=context, pairs=pairs)
     return Batch(

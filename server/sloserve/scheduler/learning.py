@@ -39,7 +39,12 @@ class Correction(Protocol):
         """What to subtract from deadlines for the model's error."""
         ...
 
-    def observe(self, predicted_s: float, actual_s: float, num_tokens: int) -> None:
+    @property
+    def excess_share(self) -> float:
+        """What steps take beyond their corrected prediction, on average."""
+        ...
+
+    def observe(self, predicted_s: float, actual_s: float) -> None:
         """Learn from one step; `predicted_s` is the stored profile's word."""
         ...
 

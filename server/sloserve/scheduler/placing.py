@@ -44,12 +44,13 @@ class Placing:
         placed: set[int] = set()
         num_starved = 0
         requests, block_size = self._requests, self._holdings.pool.block_size
+        running = Status.RUNNING
         for request_id, count in tokens.items():  # per row and step: kept lean
             request = requests.get(request_id)
             if request is None or count <= 0:
                 self._counters.num_policy_errors += 1
                 continue
-            if request.status is not Status.RUNNING:
+            if request.status is not running:
                 continue
             row = request.row
             start, known = row.num_computed, row.num_known

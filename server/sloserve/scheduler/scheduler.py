@@ -166,13 +166,14 @@ class Scheduler:
         self._in_flight = None
         self.version += 1
         num_output = 0
+        running, computed = Status.RUNNING, self.holdings.computed
         for row in batch.rows:
             request = row.request
             request.in_flight = False
-            if request.status is not Status.RUNNING:  # cancelled while the step ran
+            if request.status is not running:  # cancelled while the step ran
                 self.holdings.release(request)
                 continue
-            self.holdings.computed(request, row.start + row.count)
+            computed(request, row.start + row.count)
             if row.sample:
                 num_output += 1
                 self._append(request, outcomes[request.id], end_s)
@@ -182,7 +183,7 @@ class Scheduler:
         counters.decode_tokens += batch.num_decodes
         counters.prefill_tokens += batch.num_tokens - batch.num_decodes
         counters.best_effort_tokens += batch.num_best_effort_tokens
-        self.correction.observe(batch.stored_s, end_s - start_s, batch.num_tokens)
+        self.correction.observe(batch.stored_s, end_s - start_s)
 
     def fail(self, batch: Batch, now_s: float) -> list[Request]:
         """The step broke: its requests end as failed, and are given back."""
@@ -243,6 +244,7 @@ class Scheduler:
             running=self.queues.promised_rows,
             waiting=self.queues.waiting.rows,
             best_effort=self.queues.best_effort.rows,
+            excess_share=self.correction.excess_share,
         )
 
     def frontier(self, now_s: float, classes: Iterable[SloClass]) -> dict[str, Frontier]:

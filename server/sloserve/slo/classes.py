@@ -135,4 +135,5 @@ class Promise:
 
     def tpot_s(self, stage: int) -> float:
         """TPOT (seconds) of stage number `stage`; past the last stage, the last one's."""
-        return self.stages[min(stage, len(self.stages) - 1)].tpot_s
+        stages = self.stages
+        return stages[stage if stage < len(stages) else -1].tpot_s

@@ -52,14 +52,14 @@ class TokenDeadlines:
         (a marker), so that `due_s` of the coming token is right at once.
         """
         self.stage = stage
-        due_s = self.due_s
-        in_time = at_s <= due_s
-        self.kept = self.kept and in_time
         if self.num_tokens == 0:
+            due_s = self.due_s
             self.first_emitted_s = at_s
             self._anchor_s = at_s if self.promise.bank is Bank.FIRST_TOKEN else due_s
         else:
-            self._anchor_s = due_s
+            due_s = self._anchor_s = self._anchor_s + self.promise.tpot_s(stage)
+        in_time = at_s <= due_s
+        self.kept = self.kept and in_time
         self.num_tokens += 1
         self.stage = stage if next_stage is None else next_stage
         return in_time
