@@ -136,6 +136,12 @@ class Replicas:
         """Requests forwarded and not ended."""
         return sum(len(upstream.attempts) for upstream in self.known.values())
 
+    @property
+    def report_age_s(self) -> float:
+        """Age of the oldest report; 0 when no replica has reported."""
+        reported = [u.report_s for u in self.known.values() if u.report is not None]
+        return self._clock() - min(reported) if reported else 0.0
+
     async def run(self) -> None:
         """Look at the source, poll everybody it names; until cancelled."""
         try:
