@@ -22,7 +22,7 @@ from sloserve_operator.children.workload import digest, kept, upgraded
 from sloserve_operator.conditions import Why
 from sloserve_operator.facts import Problem, feasibility, fleet_of, gather, promise_digest
 from sloserve_operator.notices import Notice, notices
-from sloserve_operator.observed import Memory, Now, Observed
+from sloserve_operator.observed import Memory, Now, Observed, Rendered
 from sloserve_operator.pods import leaving, restarts
 from sloserve_operator.settings import OperatorSettings
 from sloserve_operator.status import status_of, status_of_refused
@@ -88,7 +88,7 @@ def decide(observed: Observed, *, settings: OperatorSettings, memory: Memory, no
     book = _book(spec, observed, previous, memory, now)
     feasible = feasibility(spec, fleet_of(observed), remembered=_remembered(spec, previous, memory))
     scaling = _scaling(spec, observed, feasible, memory, now)
-    children, problem, upgrade = _children(spec, observed, settings, scaling)
+    children, problem, upgrade, rendered = _children(spec, observed, settings, scaling, memory)
     facts = gather(
         spec,
         observed,
@@ -99,7 +99,7 @@ def decide(observed: Observed, *, settings: OperatorSettings, memory: Memory, no
     )
     decision = Decision(
         status=status_of(facts, previous=previous, now=now),
-        memory=replace(memory, book=book, calm=scaling.calm, feasible=feasible),
+        memory=replace(memory, book=book, calm=scaling.calm, feasible=feasible, rendered=rendered),
         counted=_counted(observed, book),
         again_s=_again_s(observed, scaling, declared=spec.autoscaling, upgrade=upgrade, now=now),
         upgrading=upgrade is Upgrade.BEGINS,
@@ -146,27 +146,27 @@ def _told(
 
 
 def _children(
-    spec: ServiceSpec, observed: Observed, settings: OperatorSettings, scaling: Scaling
-) -> tuple[list[Obj] | None, Problem | None, Upgrade]:
-    """(children to apply or None to leave everything, what is wrong, an upgrade's rollout)."""
+    spec: ServiceSpec,
+    observed: Observed,
+    settings: OperatorSettings,
+    scaling: Scaling,
+    memory: Memory,
+) -> tuple[list[Obj] | None, Problem | None, Upgrade, Rendered | None]:
+    """
+    (Children to apply or None to leave everything, what is wrong, an upgrade's rollout, what was
+    rendered.)
+    """
     problem = _conflict(observed) or _unshareable(spec, observed) or _refusal(observed)
     if problem is not None:
-        return None, problem, Upgrade.NONE
-    subject = Subject(
-        spec=spec,
-        owner=owner_reference(observed.service),
-        settings=settings,
-        num_replicas=scaling.replicas,
-        monitors="PodMonitor" in observed.kinds,
-    )
+        return None, problem, Upgrade.NONE, memory.rendered
     try:
-        wanted = render(subject)
+        rendered = _rendered(spec, observed, settings, scaling, memory)
     except BadInput as error:
         why = Why.INVALID_POD_TEMPLATE if "podTemplate" in error.message else Why.INVALID_SPEC
-        return None, Problem(why, error.message), Upgrade.NONE
+        return None, Problem(why, error.message), Upgrade.NONE, None
     own, upgrade = observed.own, Upgrade.NONE
     children = []
-    for child in wanted:
+    for child in rendered.children:
         live = own.get(ref_of(child))
         chosen = child
         if child["kind"] == "Deployment" and live is not None and upgraded(child, live):
@@ -175,10 +175,32 @@ def _children(
             if allowed and observed.may_upgrade:
                 upgrade = Upgrade.BEGINS
             else:
-                chosen = kept(child, live)
+                chosen = with_digest(kept(child, live))
                 upgrade = Upgrade.WAITS if allowed else upgrade
-        children.append(with_digest(chosen))
-    return children, None, upgrade
+        children.append(chosen)
+    return children, None, upgrade, rendered
+
+
+def _rendered(
+    spec: ServiceSpec,
+    observed: Observed,
+    settings: OperatorSettings,
+    scaling: Scaling,
+    memory: Memory,
+) -> Rendered:
+    """The children, from memory when nothing they are made from has changed. Raises BadInput."""
+    wanted = Rendered(uid_of(observed.service), spec.generation, scaling.replicas, observed.kinds)
+    if memory.rendered == wanted:
+        assert memory.rendered is not None
+        return memory.rendered
+    subject = Subject(
+        spec=spec,
+        owner=owner_reference(observed.service),
+        settings=settings,
+        num_replicas=scaling.replicas,
+        monitors="PodMonitor" in observed.kinds,
+    )
+    return replace(wanted, children=tuple(with_digest(child) for child in render(subject)))
 
 
 def _again_s(
@@ -204,8 +226,9 @@ def _again_s(
 def with_digest(child: Obj) -> Obj:
     """The child with a hash of itself, so that removed fields make a difference too."""
     meta = child["metadata"]
-    annotations = {**(meta.get("annotations") or {}), names.APPLIED: digest(child)}
-    return {**child, "metadata": {**meta, "annotations": annotations}}
+    plain = {n: v for n, v in (meta.get("annotations") or {}).items() if n != names.APPLIED}
+    mark = digest({**child, "metadata": {**meta, "annotations": plain}})
+    return {**child, "metadata": {**meta, "annotations": {**plain, names.APPLIED: mark}}}
 
 
 def _conflict(observed: Observed) -> Problem | None:

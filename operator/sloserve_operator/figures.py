@@ -4,10 +4,9 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from sloserve.metrics import Kind, Metric
+from sloserve.metrics import OPERATOR, Kind, Metric
 from sloserve_operator.api import Obj
 from sloserve_operator.conditions import Type, find
-from sloserve_operator.exported import OPERATOR
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -90,6 +90,17 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class Rendered:
+    """The children of one generation: rendering costs more than everything else."""
+
+    uid: str
+    generation: int
+    num_replicas: int
+    kinds: frozenset[str]
+    children: tuple[Obj, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """
     What is kept between two looks, in this process only. Losing it costs nothing but time: a
@@ -100,5 +111,6 @@ class Memory:
     calm: Calm | None = None
     feasible: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     """Class -> (hash of its promise and the engine, whether an idle replica can keep it)."""
+    rendered: Rendered | None = None
     told: Mapping[str, str] = field(default_factory=dict)
     """What was posted as an Event last, by subject."""
