@@ -339,9 +339,7 @@ def _counted(observed: Observed, book: Book) -> tuple[PodNote, ...]:
     notes = []
     for pod in observed.pods_of(names.GATEWAY):
         counted = book.counted.get(uid_of(pod))
-        if counted is None or leaving(pod):
-            continue
-        if annotation_of(pod, names.COUNTED) != counted.text():
+        if counted is not None and annotation_of(pod, names.COUNTED) != counted.text():
             notes.append(PodNote(pod, {names.COUNTED: counted.text()}))
     return tuple(notes)
 
