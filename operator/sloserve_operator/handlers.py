@@ -64,6 +64,8 @@ def make_settings(*, clusterwide: bool, selector: str) -> kopf.OperatorSettings:
     settings.networking.request_timeout = 15
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = [1, 1, 2, 3, *[5] * 8]
+    settings.queueing.idle_timeout = 1.0  # a worker per object has nothing to remember here
+    settings.queueing.exit_timeout = 0.1  # nothing is lost with an event: hand the Lease over
     settings.persistence.finalizer = f"{GROUP}/finalizer"  # none is ever set
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(

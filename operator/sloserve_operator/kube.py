@@ -1,6 +1,7 @@
 """A real API server, through the official client's asyncio side, with plain dictionaries."""
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,10 @@ class Kube:
             config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
             try:
-                await config.load_kube_config(client_configuration=settings)
+                await config.load_kube_config(
+                    config_file=os.environ.get("KUBECONFIG") or None,
+                    client_configuration=settings,
+                )
             except (config.ConfigException, OSError) as error:
                 raise Failed(
                     "no cluster is known: this is no pod, and the kubeconfig "
@@ -99,7 +103,12 @@ class Kube:
 
     async def delete(self, kind: Kind, namespace: str, ref: Ref, *, uid: str) -> None:
         """Delete this very object, its dependants in the background."""
-        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": uid},
+            "propagationPolicy": "Background",
+        }
         try:
             await self._write("DELETE", kind.path(namespace, ref.name), body)
         except ApiError as error:

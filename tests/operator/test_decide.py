@@ -370,6 +370,25 @@ def test_events_tell_changes_once(scene: Scene) -> None:
     assert scene.decided().notices == ()
 
 
+def test_each_phase_of_loading_is_an_event_and_its_numbers_are_not(
+    scene: Scene, replica: Make
+) -> None:
+    def events(phase: str, done: int) -> list[str]:
+        progress = {"phase": phase, "bytesDone": done * 2**30, "bytesTotal": 9 * 2**30}
+        scene.reports.clear()
+        scene.told(replicas=[replica(state="loading", loading=progress)])
+        told = scene.decided(kept=True).notices
+        return [notice.message for notice in told if notice.reason == "Loading"]
+
+    scene.running(ready=0)
+    assert events("fetching the model", 1) == [
+        "1 replicas load: fetching the model, 1.0 of 9.0 GiB"
+    ]
+    assert events("fetching the model", 2) == []
+    assert events("measuring step times: batch 1 of 20", 0) != []
+    assert events("measuring step times: batch 2 of 20", 0) == []
+
+
 def test_every_reason_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "operator.md").read_text()
     missing = [why.value for why in Why if f"`{why.value}`" not in text]
