@@ -74,11 +74,14 @@ class Lease:
         """Give it up, so that a standby need not wait."""
         if self._held is None or not self.valid():
             return
-        held, self._held = self._held, None
-        held["spec"] = {**held["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
+        self._held = None
         try:
             async with asyncio.timeout(REQUEST_S):
-                await self._cluster.replace(LEASE, held)
+                found = await self._cluster.get(LEASE, self._namespace, self._name)
+                if found is not None and found["spec"].get("holderIdentity") == self.identity:
+                    empty = {"holderIdentity": "", "leaseDurationSeconds": 1}
+                    given_up = {**found, "spec": {**found["spec"], **empty}}
+                    await self._cluster.replace(LEASE, given_up)
         except (SloserveError, TimeoutError) as error:
             log.warning("the Lease could not be released: %s", error or "timed out")
 

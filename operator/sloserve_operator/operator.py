@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 LOST_LEASE = 3
 """Exit code of a process that lost its Lease."""
 SHOW_S = 5.0
-CRD_S = 5.0
+AGAIN_S = 5.0
+"""Between two tries of the first look."""
 SETTLE_S = 0.05
 """Kopf sets signal handlers of its own beside the start of the start."""
 STALE_FACTOR = 3.0
@@ -88,10 +89,8 @@ class Operator:
         try:
             log.info("waiting for the Lease %s/%s", self.settings.namespace, self.settings.lease)
             await self.lease.leading.wait()
-            while not await self._cluster.knows(SERVICE):
-                log.warning("the cluster has no %s yet: install the CRD", SERVICE.kind)
-                await asyncio.sleep(CRD_S)
-            await self.resync()
+            while not await self._first_look():
+                await asyncio.sleep(AGAIN_S)
         except BaseException:  # Kopf runs no cleanup for a start that was cancelled
             await self.stop()
             raise
@@ -104,6 +103,18 @@ class Operator:
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(self._ended)
+
+    async def _first_look(self) -> bool:
+        """Whether the cache is full; False: the cluster is not as it must be yet."""
+        try:
+            if not await self._cluster.knows(SERVICE):
+                log.warning("the cluster has no %s yet: install the CRD", SERVICE.kind)
+                return False
+            await self.resync()
+        except ApiError as error:
+            log.warning("can't look at the cluster yet: %s", error.message)
+            return False
+        return True
 
     async def stop(self) -> None:
         """Stop to work, then give the Lease to whoever stands by."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sloserve_operator.api import CHILD_KINDS, Obj
+from sloserve_operator.cluster import ApiError
 from sloserve_operator.lease import Lease
 from sloserve_operator.operator import LOST_LEASE, Operator
 from sloserve_operator.settings import OperatorSettings
@@ -83,6 +84,29 @@ def test_it_waits_for_the_lease_and_the_crd_before_it_looks_at_anything(
         await operator.stop()
 
     asyncio.run(story())
+
+
+def test_a_cluster_that_is_not_ready_is_waited_for(
+    cluster: Fake, manifest: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sloserve_operator.operator.AGAIN_S", 0.005)
+    tries = 0
+
+    def not_yet(verb: str, kind: str, name: str) -> ApiError | None:
+        nonlocal tries
+        tries += verb == "list"
+        return ApiError(403, "no right to list") if verb == "list" and tries < 3 else None
+
+    async def story() -> None:
+        cluster.fail = not_yet
+        cluster.put(manifest())
+        operator = an_operator(cluster, [])
+        await operator.start()
+        await until(lambda: children(cluster) > 0)
+        await operator.stop()
+
+    asyncio.run(story())
+    assert tries > 3
 
 
 def test_one_that_loses_its_lease_ends_at_once(
