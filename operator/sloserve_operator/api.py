@@ -61,6 +61,9 @@ EVENT = Kind("Event", "v1", "events")
 CLAIM = Kind("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
 POD_MONITOR = Kind("PodMonitor", "monitoring.coreos.com/v1", "podmonitors", optional=True)
+PROMETHEUS_RULE = Kind(
+    "PrometheusRule", "monitoring.coreos.com/v1", "prometheusrules", optional=True
+)
 
 CHILD_KINDS: Mapping[str, Kind] = {
     kind.kind: kind
@@ -72,6 +75,7 @@ CHILD_KINDS: Mapping[str, Kind] = {
         Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets"),
         Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies"),
         POD_MONITOR,
+        PROMETHEUS_RULE,
     )
 }
 """What a service is made of."""

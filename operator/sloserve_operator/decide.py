@@ -198,7 +198,7 @@ def _rendered(
         owner=owner_reference(observed.service),
         settings=settings,
         num_replicas=scaling.replicas,
-        monitors="PodMonitor" in observed.kinds,
+        kinds=observed.kinds,
     )
     return replace(wanted, children=tuple(with_digest(child) for child in render(subject)))
 

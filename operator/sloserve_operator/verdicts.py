@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sloserve.slo.cluster import Auto
-from sloserve_operator.api import POD_MONITOR
+from sloserve_operator.api import POD_MONITOR, PROMETHEUS_RULE
 from sloserve_operator.conditions import FALSE, TRUE, UNKNOWN, Condition, Type, Why
 from sloserve_operator.facts import MIN_REQUESTS, Facts
 from sloserve_operator.reports import ReplicaReport
@@ -175,18 +175,24 @@ def capacity_limited(facts: Facts) -> Condition:
 
 
 def monitoring_ready(facts: Facts) -> Condition:
-    """Monitors exist, or the optional kinds don't (said which)."""
-    wanted, known = facts.spec.observability.monitors, POD_MONITOR.kind in facts.observed.kinds
-    if wanted is Auto.NEVER:
-        text = "observability.monitors is Never"
+    """Monitors and rules exist, or their optional kinds don't (said which)."""
+    declared, kinds = facts.spec.observability, facts.observed.kinds
+    wanted = {POD_MONITOR: declared.monitors, PROMETHEUS_RULE: declared.rules}
+    asked = {kind: auto for kind, auto in wanted.items() if auto is not Auto.NEVER}
+    if not asked:
+        text = "observability.monitors and observability.rules are Never"
         return Condition(Type.MONITORING_READY, TRUE, Why.DISABLED, text)
-    if known:
-        exists = any(ref.kind == POD_MONITOR.kind for ref in facts.observed.own)
-        text = "a PodMonitor exists" if exists else "the PodMonitor is being made"
-        return Condition(Type.MONITORING_READY, TRUE if exists else FALSE, Why.MONITOR_EXISTS, text)
-    status = TRUE if wanted is Auto.AUTO else FALSE
-    text = (
-        f"the cluster has no {POD_MONITOR.kind} ({POD_MONITOR.api_version}); install the "
-        "Prometheus operator, or let Prometheus scrape the pods' /metrics itself"
-    )
-    return Condition(Type.MONITORING_READY, status, Why.KIND_MISSING, text)
+    missing = [kind for kind in asked if kind.kind not in kinds]
+    if missing:
+        told = " and ".join(f"{kind.kind} ({kind.api_version})" for kind in missing)
+        text = (
+            f"the cluster has no {told}, or the operator may not use it; install the Prometheus "
+            "operator, or let Prometheus scrape the pods' /metrics itself"
+        )
+        status = FALSE if any(asked[kind] is Auto.ALWAYS for kind in missing) else TRUE
+        return Condition(Type.MONITORING_READY, status, Why.KIND_MISSING, text)
+    there = {ref.kind for ref in facts.observed.own}
+    coming = [kind.kind for kind in asked if kind.kind not in there]
+    text = f"{' and '.join(coming)} is being made" if coming else "Prometheus will find the service"
+    status = FALSE if coming else TRUE
+    return Condition(Type.MONITORING_READY, status, Why.MONITOR_EXISTS, text)

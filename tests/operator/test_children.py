@@ -19,6 +19,7 @@ from sloserve_operator.children.workload import kept, upgraded
 from sloserve_operator.settings import Images, OperatorSettings
 
 Children = dict[Ref, Obj]
+ALL_KINDS = frozenset({"PodMonitor", "PrometheusRule"})
 Make = Callable[..., Obj]
 
 
@@ -27,13 +28,13 @@ def children(manifest: Make) -> Callable[..., Children]:
     """`children(engine={...})`: what is rendered for such a service, by kind and name."""
 
     def make(
-        settings: OperatorSettings | None = None, monitors: bool = False, **spec: Any
+        settings: OperatorSettings | None = None, kinds: frozenset[str] = ALL_KINDS, **spec: Any
     ) -> Children:
         service = manifest(**spec)
         parsed = parse_service(service)
         subject = Subject(
             parsed, owner_reference(service), settings or OperatorSettings(), parsed.replicas,
-            monitors=monitors,
+            kinds=kinds,
         )  # fmt: skip
         return {ref_of(child): child for child in render(subject)}
 
@@ -51,7 +52,7 @@ def main(children: Children, part: str) -> Obj:
 
 
 def test_a_service_has_these_children(children: Callable[..., Children]) -> None:
-    assert {f"{kind}/{name}" for kind, name in children(monitors=True)} == {
+    assert {f"{kind}/{name}" for kind, name in children()} == {
         "ConfigMap/chat-config",
         "ServiceAccount/chat-replica",
         "ServiceAccount/chat-gateway",
@@ -62,15 +63,25 @@ def test_a_service_has_these_children(children: Callable[..., Children]) -> None
         "NetworkPolicy/chat-replica",
         "NetworkPolicy/chat-gateway",
         "PodMonitor/chat-metrics",
+        "PrometheusRule/chat-slo",
+        "ConfigMap/chat-board",
         "Deployment/chat-replica",
         "Deployment/chat-gateway",
     }
 
 
 def test_optional_children_are_left_out_when_not_wanted(children: Callable[..., Children]) -> None:
-    assert Ref("PodMonitor", "chat-metrics") not in children()
-    never = children(monitors=True, observability={"monitors": "Never"})
-    assert Ref("PodMonitor", "chat-metrics") not in never
+    optional = {
+        Ref("PodMonitor", "chat-metrics"): "monitors",
+        Ref("PrometheusRule", "chat-slo"): "rules",
+        Ref("ConfigMap", "chat-board"): "dashboard",
+    }
+    plain = children(kinds=frozenset())
+    for ref, field in optional.items():
+        assert ref not in plain
+        assert ref not in children(observability={field: "Never"})
+    always = children(kinds=frozenset(), observability={"dashboard": "Always"})
+    assert Ref("ConfigMap", "chat-board") in always
     without = children(OperatorSettings(network_policies=False))
     assert not [ref for ref in without if ref.kind == "NetworkPolicy"]
 
@@ -78,7 +89,7 @@ def test_optional_children_are_left_out_when_not_wanted(children: Callable[..., 
 def test_every_child_is_owned_labelled_and_in_the_services_namespace(
     children: Callable[..., Children],
 ) -> None:
-    for ref, child in children(monitors=True).items():
+    for ref, child in children().items():
         meta = child["metadata"]
         assert meta["namespace"] == "team", ref
         assert meta["labels"][names.MANAGED_BY] == "sloserve-operator", ref
@@ -206,6 +217,25 @@ def test_the_mounted_spec_is_what_the_parser_reads(children: Callable[..., Child
     assert spec.generation == 1
     assert spec.namespace == "team"
     assert not spec.engine.pod.pod_template
+
+
+def test_prometheus_and_grafana_find_what_they_select(children: Callable[..., Children]) -> None:
+    made = children(OperatorSettings(monitor_labels={"release": "prometheus"}))
+    for ref in (Ref("PodMonitor", "chat-metrics"), Ref("PrometheusRule", "chat-slo")):
+        assert made[ref]["metadata"]["labels"]["release"] == "prometheus"
+    monitor = made[Ref("PodMonitor", "chat-metrics")]["spec"]
+    pods = template(made, names.REPLICA)["metadata"]["labels"]
+    assert monitor["selector"]["matchLabels"].items() <= pods.items()
+    ports = {
+        port["name"] for p in (names.REPLICA, names.GATEWAY) for port in main(made, p)["ports"]
+    }
+    assert {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]} <= ports
+    groups = made[Ref("PrometheusRule", "chat-slo")]["spec"]["groups"]
+    assert any("alert" in rule for group in groups for rule in group["rules"])
+    board = made[Ref("ConfigMap", "chat-board")]
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    (text,) = board["data"].values()
+    assert json.loads(text)["panels"]
 
 
 def test_gpus_are_asked_for_when_nobody_did(children: Callable[..., Children]) -> None:

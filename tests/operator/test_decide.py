@@ -344,8 +344,15 @@ def test_missing_optional_kinds_are_a_condition_that_names_them(scene: Scene) ->
     assert "PodMonitor" in scene.message(Type.MONITORING_READY)["message"]
     always = scene.spec(observability={"monitors": "Always"})
     assert always.condition(Type.MONITORING_READY) == ("False", "KindMissing")
-    never = scene.spec(observability={"monitors": "Never"})
+    never = scene.spec(observability={"monitors": "Never", "rules": "Never"})
     assert never.condition(Type.MONITORING_READY) == ("True", "Disabled")
+    scene.changes["kinds"] = frozenset({"PodMonitor"})
+    half = scene.spec(observability={"rules": "Always"})
+    assert half.condition(Type.MONITORING_READY) == ("False", "KindMissing")
+    assert "PodMonitor (" not in half.message(Type.MONITORING_READY)["message"]
+    scene.changes["kinds"] = frozenset({"PodMonitor", "PrometheusRule"})
+    assert scene.spec().condition(Type.MONITORING_READY) == ("False", "MonitorExists")
+    assert scene.spec().running().condition(Type.MONITORING_READY) == ("True", "MonitorExists")
 
 
 def test_the_time_of_a_transition_is_that_of_the_status(scene: Scene) -> None:

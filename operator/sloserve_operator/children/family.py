@@ -1,10 +1,10 @@
 """All children of a service."""
 
-from sloserve.slo.cluster import Auto
 from sloserve_operator import names
 from sloserve_operator.api import Obj
 from sloserve_operator.children import plain
 from sloserve_operator.children.gateway import gateway_deployment
+from sloserve_operator.children.monitoring import monitoring
 from sloserve_operator.children.network import policies
 from sloserve_operator.children.replica import replica_deployment
 from sloserve_operator.children.subject import Subject
@@ -24,6 +24,4 @@ def render(subject: Subject) -> list[Obj]:
     children += [plain.replica_service(subject), plain.gateway_service(subject)]
     if subject.settings.network_policies:
         children += policies(subject, replica_template=replicas["spec"]["template"])
-    if subject.monitors and subject.spec.observability.monitors is not Auto.NEVER:
-        children.append(plain.pod_monitor(subject))
-    return [*children, replicas, gateways]
+    return [*children, *monitoring(subject), replicas, gateways]

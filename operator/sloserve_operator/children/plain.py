@@ -1,11 +1,11 @@
-"""The children that hold no decision: configuration, Services, accounts, budgets, a monitor."""
+"""The children that hold no decision: configuration, Services, accounts, disruption budgets."""
 
 import json
 from dataclasses import replace
 
 from sloserve.slo import service_to_dict
 from sloserve_operator import names
-from sloserve_operator.api import FIELD_MANAGER, Obj
+from sloserve_operator.api import Obj
 from sloserve_operator.children import sources
 from sloserve_operator.children.subject import Subject
 
@@ -76,28 +76,3 @@ def disruption_budget(subject: Subject, part: str) -> Obj:
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
     return subject.child("PodDisruptionBudget", subject.named(part), {"spec": body}, part=part)
-
-
-def pod_monitor(subject: Subject) -> Obj:
-    """Scrapes replicas and gateways; a pod without a port of that name is left out."""
-    spec = subject.spec
-    parts = [names.REPLICA, names.GATEWAY]
-    body = {
-        "selector": {
-            "matchLabels": {names.INSTANCE: spec.name, names.MANAGED_BY: FIELD_MANAGER},
-            "matchExpressions": [{"key": names.COMPONENT, "operator": "In", "values": parts}],
-        },
-        "podMetricsEndpoints": [_scrape("http", names.REPLICA), _scrape("internal", names.GATEWAY)],
-    }
-    monitor = subject.child("PodMonitor", names.child(spec.name, "metrics"), {"spec": body})
-    monitor["metadata"]["labels"] |= subject.settings.monitor_labels
-    return monitor
-
-
-def _scrape(port: str, part: str) -> Obj:
-    only = {
-        "action": "keep",
-        "sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_component"],
-        "regex": part,
-    }
-    return {"port": port, "path": "/metrics", "interval": "15s", "relabelings": [only]}

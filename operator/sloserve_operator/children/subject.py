@@ -18,8 +18,8 @@ class Subject:
     settings: OperatorSettings
     num_replicas: int
     """Replicas wanted now: the spec's, or what autoscaling came to."""
-    monitors: bool = False
-    """Whether the cluster knows PodMonitors."""
+    kinds: frozenset[str] = frozenset()
+    """Optional kinds that the cluster knows."""
 
     def child(self, kind: str, name: str, body: Obj, *, part: str | None = None) -> Obj:
         """An object of this service with its labels and its owner."""
