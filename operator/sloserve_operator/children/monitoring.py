@@ -61,7 +61,7 @@ def prometheus_rule(subject: Subject) -> Obj:
 def board(subject: Subject) -> Obj:
     """The service's board, as Grafana's sidecar loads it."""
     spec, name = subject.spec, names.child(subject.spec.name, "board")
-    made = service_board_config_map(
+    made: Obj = service_board_config_map(
         spec, service_namespace=spec.namespace, name=name, namespace=spec.namespace
     )
     child = subject.child("ConfigMap", name, {"data": made["data"]})
