@@ -120,8 +120,8 @@ def _container(pod: str, status: Obj) -> Trouble | None:
     if code == 0 and not status.get("started"):
         return Trouble(
             Why.LOAD_TIMEOUT,
-            f"pod {pod} was not ready in model.loadTimeout and is started again; raise it, or look "
-            f"at what it waits for: kubectl logs {pod} --previous",
+            f"pod {pod} was ended by its probes and starts again: it was not ready in "
+            f"model.loadTimeout (raise it), or stood still; see kubectl logs {pod} --previous",
         )
     if reason == "CrashLoopBackOff" or code:
         why = f"{ended.get('reason', 'Error')} (exit code {code})"
