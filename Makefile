@@ -16,7 +16,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up bench test check format clean
+.PHONY: help setup up bench test check format generate clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ check: $(STAMP)  ## formatting, lint, types, imports
 format: $(STAMP)  ## format the code and fix what lint can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+generate: $(STAMP)  ## write dashboards/*.json, docs/metrics.md and their copies
+	$(BIN)/python -m dashboards.generate
 
 clean:  ## remove what tools and runs left behind; keeps .venv
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .sloserve build dist

@@ -1,1 +1,1 @@
-"""The Kopf operator that turns an SLOService into replicas and gateways (not built yet)."""
+"""The operator: turns an SLOService into replicas and gateways, and tells how it fares."""

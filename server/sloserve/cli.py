@@ -221,6 +221,18 @@ def _simulate(args: argparse.Namespace) -> int:
     return run_simulate(args)
 
 
+def _rules_arguments(parser: argparse.ArgumentParser) -> None:
+    from sloserve.local.rules import add_rules_arguments
+
+    add_rules_arguments(parser)
+
+
+def _rules(args: argparse.Namespace) -> int:
+    from sloserve.local.rules import run_rules
+
+    return run_rules(args)
+
+
 COMMANDS = {
     "up": Command("run a whole service on this machine", _up_arguments, _up, "engine"),
     "status": Command("show how a running service fares", _status_arguments, _status, "gateway"),
@@ -237,6 +249,7 @@ COMMANDS = {
     "simulate": Command(
         "run a trace through a service on a virtual clock", _simulate_arguments, _simulate, "bench"
     ),
+    "rules": Command("write a service's Prometheus rules", _rules_arguments, _rules, "gateway"),
 }
 
 

@@ -1,6 +1,8 @@
 """Prometheus text from declared metrics."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from sloserve.http.exporter import Exporter
@@ -48,6 +50,52 @@ def test_counters_gauges_and_histograms_come_out_as_prometheus_reads_them() -> N
     assert found["c_seconds_sum", ("x",)] == pytest.approx(4.6)
 
 
+@given(st.lists(st.floats(-1, 5) | st.sampled_from([0.1, 1.0]), max_size=20))
+def test_many_values_at_once_count_as_one_by_one(values: list[float]) -> None:
+    at_once, one_by_one = Exporter(METRICS), Exporter(METRICS)
+    at_once.observe_all("c_seconds", "x", values=values)
+    one_by_one.observe("c_seconds", "x", value=0, times=0)
+    for value in values:
+        one_by_one.observe("c_seconds", "x", value=value)
+    assert samples(at_once.render()) == pytest.approx(samples(one_by_one.render()))
+
+
+def test_what_needs_no_label_is_there_at_zero_and_the_rest_when_it_is_named() -> None:
+    exporter = Exporter(
+        (
+            Metric("d_total", Kind.COUNTER, "D."),
+            Metric("e_seconds", Kind.HISTOGRAM, "E.", (), (1.0,)),
+            *METRICS,
+        )
+    )
+    found = samples(exporter.render())
+    assert found["d_total", ()] == 0
+    assert found["e_seconds_count", ()] == 0
+    assert ("c_seconds_count", ("x",)) not in found
+    exporter.observe("c_seconds", "x", value=0, times=0)
+    assert samples(exporter.render())["c_seconds_count", ("x",)] == 0
+
+
+def test_declared_metrics_have_the_series_names_that_come_out() -> None:
+    exporter = Exporter(EXPORTED)
+    for metric in EXPORTED:
+        labels = ["x"] * len(metric.labels)
+        if metric.kind is Kind.COUNTER:
+            exporter.add(metric.name, *labels)
+        elif metric.kind is Kind.GAUGE:
+            exporter.set(metric.name, *labels, value=1)
+        else:
+            exporter.observe(metric.name, *labels, value=1)
+    names = {name for metric in EXPORTED for name in metric.series_names}
+    assert {name for name, _ in samples(exporter.render())} == names
+
+
+def test_every_declared_metric_says_its_unit() -> None:
+    assert all(metric.unit for metric in EXPORTED)
+    with pytest.raises(LookupError, match="e_nothing"):
+        Metric("e_nothing", Kind.GAUGE, "E.").unit  # noqa: B018
+
+
 def test_a_name_filter_renders_those_and_refreshes_only_what_they_need() -> None:
     exporter = Exporter(METRICS)
     refreshed: list[str] = []
@@ -70,6 +118,10 @@ def test_what_is_not_declared_can_t_be_exported() -> None:
         exporter.add("a_total")
     with pytest.raises(AssertionError):
         exporter.add("b")
+    with pytest.raises(AssertionError):
+        exporter.observe("b", value=1)
+    with pytest.raises(AssertionError):
+        exporter.observe_all("c_seconds", values=[1])
 
 
 def test_label_values_are_escaped() -> None:

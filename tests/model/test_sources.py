@@ -153,6 +153,16 @@ def test_a_model_of_the_hub_is_fetched_without_pickles_and_copies(hub: Hub) -> N
     assert (found / "model.safetensors").read_bytes() == b"weights"
 
 
+def test_a_download_tells_how_far_it_is(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[int, int]] = []
+    resolve_source("hf://org/name", hub=hub, on_bytes=lambda *bytes_: told.append(bytes_))
+    fetched = ("config.json", "model.safetensors", "tokenizer.json")
+    num_bytes = sum(len(REPOSITORY[name]) for name in fetched)
+    assert told[-1][0] == told[-1][1] >= num_bytes
+    assert all(done <= total for done, total in told)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_fetched_model_is_found_again_offline(hub: Hub) -> None:
     found = resolve_source("hf://org/name", "main", hub=hub)
     offline = Hub(endpoint="http://127.0.0.1:9", offline=True, cache=hub.cache)

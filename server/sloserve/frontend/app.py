@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from sloserve import __version__
-from sloserve.frontend.figures import Figures, declare_classes
+from sloserve.frontend.figures import Figures, start_series
 from sloserve.frontend.generations import Generations
 from sloserve.frontend.prompts import chat_prompt, check_tokens, encode
 from sloserve.frontend.replica import Replica
@@ -33,8 +33,8 @@ def create_app(replica: Replica) -> FastAPI:
     app = FastAPI(title="sloserve replica", version=__version__, docs_url=None, redoc_url=None)
     errors.install(app)
     exporter = Exporter(REPLICA_EXPORTS)
-    declare_classes(replica.spec, exporter)
-    replica.on_apply(lambda spec: declare_classes(spec, exporter))
+    start_series(replica.spec, exporter)
+    replica.on_apply(lambda spec: start_series(spec, exporter))
     generations = Generations(replica, exporter)
     app.state.way_out = generations.way_out
     app.state.figures = Figures(replica, exporter, emission_lag_s=lambda: generations.way_out.p99_s)

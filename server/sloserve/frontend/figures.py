@@ -7,30 +7,37 @@ from sloserve.engine.timeline import StepRecord
 from sloserve.frontend.latencies import ENGINE
 from sloserve.frontend.replica import Replica
 from sloserve.http import report
+from sloserve.http.classes import declare_classes
 from sloserve.http.exporter import Exporter
-from sloserve.metrics import REPLICA, VLLM
+from sloserve.metrics import REPLICA, VLLM, Kind
 from sloserve.scheduler import Scheduler
 from sloserve.slo.service import ServiceSpec
 
 NO_CLASS = "-"
 """The class of the replica's own first answer; it is not exported."""
-PROMISES = ("ttft", "tpot", "all")
+VLLM_LABELS = ("model_name", "engine")
 
 
-def declare_classes(spec: ServiceSpec, to: Exporter) -> None:
-    """Every class's target lines, and its counters at 0 from the start."""
-    targets, objectives = "sloserve_slo_target_seconds", "sloserve_slo_objective_ratio"
-    to.clear(targets)
-    to.clear(objectives)
+def start_series(spec: ServiceSpec, to: Exporter) -> None:
+    """Every class's target lines, and every series that has no other reason to wait, at 0."""
+    declare_classes(spec, to, counters="sloserve_replica_")
     for c in spec.classes:
-        ttft_s = c.ttft.target_s if c.ttft.target_s is not None else c.ttft.floor_s
-        to.set(targets, spec.name, c.name, "ttft", value=ttft_s)
-        to.set(targets, spec.name, c.name, "tpot", value=c.tightest_stage_tpot_s)
-        to.set(objectives, spec.name, c.name, value=c.objective)
-        labels = (spec.name, spec.model.served_name, c.name)
-        to.add("sloserve_replica_slo_requests_total", *labels, amount=0)
-        for promise in PROMISES:
-            to.add("sloserve_replica_slo_attained_total", *labels, promise, amount=0)
+        to.observe("sloserve_slack_seconds", c.name, value=0, times=0)
+    for kind in ("prefill", "decode", "draft", "best_effort"):
+        to.observe("sloserve_step_tokens", kind, value=0, times=0)
+    for result in ("accepted", "rejected"):
+        to.add("sloserve_draft_tokens_total", result, amount=0)
+    labels = (spec.model.served_name, ENGINE)
+    for metric in VLLM:
+        if metric.labels == VLLM_LABELS and metric.kind is Kind.COUNTER:
+            to.add(metric.name, *labels, amount=0)
+        elif metric.labels == VLLM_LABELS and metric.kind is Kind.HISTOGRAM:
+            to.observe(metric.name, *labels, value=0, times=0)
+    for finish_reason in ("stop", "length"):
+        to.add("vllm:request_success_total", *labels, finish_reason, amount=0)
+    engine = spec.engine
+    num_devices = engine.tensor_parallel_size if engine.device == "cuda" else 1
+    to.set("sloserve_replica_devices", engine.device, value=num_devices)
 
 
 class Figures:
@@ -112,6 +119,13 @@ class Figures:
         }
         for name, value in totals.items():
             to.total(name, *labels, value=value)
+        self._drafts(labels)
+
+    def _drafts(self, labels: tuple[str, str]) -> None:
+        to, drafts = self._to, "sloserve_draft_tokens_total"
+        accepted, rejected = to.value(drafts, "accepted"), to.value(drafts, "rejected")
+        to.total("vllm:spec_decode_num_accepted_tokens_total", *labels, value=accepted)
+        to.total("vllm:spec_decode_num_draft_tokens_total", *labels, value=accepted + rejected)
 
 
 def refused(replica: Replica, to: Exporter, *, reason: str, slo_class: str) -> None:

@@ -8,33 +8,27 @@ ENGINE = "0"
 """The `engine` label of the vllm:* names: one engine per replica."""
 
 
+NUM_GAPS = 64
+"""Gaps between tokens are counted so many at a time: one by one they would cost the most of all."""
+
+
 class Track:
     """One sequence as it was emitted."""
 
-    __slots__ = ("allowed_s", "first_s", "last_s", "num_tokens", "stage_tokens")
+    __slots__ = ("first_s", "first_stage", "gaps_s", "last_s", "num_tokens", "stage_tokens")
 
     def __init__(self) -> None:
         self.num_tokens = 0
         self.stage_tokens: list[int] = []  # per stage
         self.first_s = 0.0
+        self.first_stage = 0
         self.last_s = 0.0
-        self.allowed_s = 0.0  # sum of the TPOTs of tokens 2..n
+        self.gaps_s: list[float] = []  # between tokens, not counted yet
 
-    def emitted(self, chunk: Chunk, promise: Promise) -> int:
-        """Account a chunk; the number of tokens new in it."""
-        num_new = chunk.num_output - self.num_tokens
-        if num_new <= 0:
-            return 0
-        while len(self.stage_tokens) <= chunk.stage:
-            self.stage_tokens.append(0)
-        self.stage_tokens[chunk.stage] += num_new
-        later = num_new
-        if self.num_tokens == 0:
-            self.first_s, later = chunk.emitted_s, num_new - 1
-        self.allowed_s += later * promise.tpot_s(chunk.stage)
-        self.num_tokens = chunk.num_output
-        self.last_s = chunk.emitted_s
-        return num_new
+    def allowed_s(self, promise: Promise) -> float:
+        """Sum of the TPOTs of tokens 2..n."""
+        allowed_s = sum(n * promise.tpot_s(stage) for stage, n in enumerate(self.stage_tokens))
+        return allowed_s - promise.tpot_s(self.first_stage)
 
 
 class Latencies:
@@ -63,24 +57,47 @@ class Latencies:
     def emitted(self, index: int, chunk: Chunk) -> int:
         """Account a chunk of sequence `index`; the number of tokens new in it."""
         track = self.tracks[index]
-        before_s, had_some = track.last_s, track.num_tokens > 0
-        num_new = track.emitted(chunk, self._promise)
-        if num_new and had_some:
-            gap_s = (chunk.emitted_s - before_s) / num_new
-            name = "vllm:inter_token_latency_seconds"
-            self._to.observe(name, *self._labels, value=gap_s, times=num_new)
-        if chunk.finish_reason is not None:
-            self._to.add("vllm:request_success_total", *self._labels, chunk.finish_reason)
+        before, at_s, stage = track.num_tokens, chunk.emitted_s, chunk.stage
+        num_new = chunk.num_output - before
+        if num_new > 0:
+            while len(track.stage_tokens) <= stage:
+                track.stage_tokens.append(0)
+            track.stage_tokens[stage] += num_new
+            if not before:
+                track.first_s, track.first_stage = at_s, stage
+            elif num_new == 1:
+                track.gaps_s.append(at_s - track.last_s)
+            else:
+                track.gaps_s += [(at_s - track.last_s) / num_new] * num_new
+            track.num_tokens, track.last_s = chunk.num_output, at_s
+        else:
+            num_new = 0
+        if len(track.gaps_s) >= NUM_GAPS or chunk.finish_reason is not None:
+            self._count_gaps(track)
+            if chunk.finish_reason is not None:
+                self._to.add("vllm:request_success_total", *self._labels, chunk.finish_reason)
         return num_new
+
+    def _count_gaps(self, track: Track) -> None:
+        name = "vllm:inter_token_latency_seconds"
+        self._to.observe_all(name, *self._labels, values=track.gaps_s)
+        track.gaps_s = []
 
     def record(self, *, num_prompt: int) -> None:
         """Put the request into the histograms."""
         self._to.add("vllm:prompt_tokens_total", *self._labels, amount=num_prompt)
+        self._observe("vllm:request_prompt_tokens", num_prompt)
+        longest = max((track.num_tokens for track in self.tracks), default=0)
+        self._observe("vllm:request_max_num_generation_tokens", longest)
         for track in self.tracks:
             if track.num_tokens:
                 self._slack(track)
+                self._observe("vllm:request_generation_tokens", track.num_tokens)
                 for name, seconds in self._times_s(track).items():
-                    self._to.observe(name, *self._labels, value=max(0.0, seconds))
+                    self._observe(name, max(0.0, seconds))
+
+    def _observe(self, name: str, value: float) -> None:
+        self._to.observe(name, *self._labels, value=value)
 
     def _times_s(self, track: Track) -> dict[str, float]:
         first_s, last_s, n = track.first_s, track.last_s, track.num_tokens
@@ -105,5 +122,5 @@ class Latencies:
         self._to.observe(name, promise.slo_class, value=first_due_s - track.first_s)
         if track.num_tokens > 1:
             anchor_s = track.first_s if promise.bank is Bank.FIRST_TOKEN else first_due_s
-            last_due_s = anchor_s + track.allowed_s
+            last_due_s = anchor_s + track.allowed_s(promise)
             self._to.observe(name, promise.slo_class, value=last_due_s - track.last_s)

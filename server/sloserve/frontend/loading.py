@@ -84,8 +84,13 @@ def _with_torch(
     from sloserve.model.sources import resolve_source
 
     stored = load_profile(given) if given else None
-    on_phase("fetching the model", 0, 0)
-    path = resolve_source(source, spec.model.revision)
+    fetching = "fetching the model"
+    on_phase(fetching, 0, 0)
+    path = resolve_source(
+        source,
+        spec.model.revision,
+        on_bytes=lambda done, total: on_phase(fetching, done, total),
+    )
     runner, tokenizer = load_model(path, model=spec.model, engine=spec.engine, on_phase=on_phase)
     profile = stored or _measured(spec, runner, on_phase)
     return Loaded(runner, tokenizer, profile, runner.defaults)

@@ -13,7 +13,11 @@ from sloserve.http.answers import encode, model_card, model_list
 from sloserve.http.errors import JSON
 from sloserve.http.exporter import CONTENT_TYPE
 
-INFLIGHT = ("sloserve_gateway_inflight", "sloserve_gateway_replicas")
+INFLIGHT = (
+    "sloserve_gateway_inflight",
+    "sloserve_gateway_replicas",
+    "sloserve_gateway_report_age_seconds",
+)
 
 
 class GatewayApp(FastAPI):
@@ -73,7 +77,11 @@ def create_internal_app(core: Core) -> FastAPI:
     exporter = core.ledger.exporter
     exporter.refresh_before(
         INFLIGHT,
-        lambda: core.ledger.inflight(core.replicas.num_inflight, core.replicas.states()),
+        lambda: core.ledger.inflight(
+            core.replicas.num_inflight,
+            core.replicas.states(),
+            report_age_s=core.replicas.report_age_s,
+        ),
     )
 
     @app.api_route("/metrics", methods=["GET", "HEAD"])

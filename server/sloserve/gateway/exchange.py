@@ -68,6 +68,7 @@ class Exchange:
         """Serve it to its end; it is counted exactly once."""
         self._task = asyncio.current_task()
         self._core.open.add(self)
+        self._core.ledger.arrived(self.ticket.offer.slo_class, num_prompt=self.ticket.num_prompt)
         watcher = asyncio.create_task(self._watch(receive))
         try:
             await self._serve()

@@ -5,15 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sloserve.errors import Reason
+from sloserve.gateway.demand import Demand, RecentDemand
 from sloserve.gateway.promise import Judgement
+from sloserve.http.classes import BINDING, PROMISES, declare_classes
 from sloserve.http.exporter import Exporter
-from sloserve.metrics import GATEWAY_EXPORTS
+from sloserve.metrics import GATEWAY_EXPORTS, PREFIX
 from sloserve.slo.service import ServiceSpec
 
 BUCKET_S = 5.0
 NUM_BUCKETS = 60
 WINDOW_S = BUCKET_S * NUM_BUCKETS
-PROMISES = ("ttft", "tpot", "all")
+PROMISED = ("admitted", "deferred")
+LATE_FIRST_TOKEN, LATE_TOKEN = "LateFirstToken", "LateToken"
+"""Why a promise that was made was missed; otherwise it is the reason why none was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,48 +66,54 @@ class Ledger:
         self._clock = clock
         self._service, self._model = spec.name, spec.model.served_name
         self._recent: dict[str, _Recent] = {}
+        self._demand: dict[str, RecentDemand] = {}
         self.apply(spec)
 
     def apply(self, spec: ServiceSpec) -> None:
         """Show the targets in force; counters of new classes appear at 0."""
-        exporter = self.exporter
         self._service, self._model = spec.name, spec.model.served_name
-        exporter.clear("sloserve_slo_target_seconds")
-        exporter.clear("sloserve_slo_objective_ratio")
-        exporter.set("sloserve_config_generation", value=spec.generation)
+        self.exporter.set("sloserve_config_generation", value=spec.generation)
+        declare_classes(spec, self.exporter, counters=PREFIX)
         for slo_class in spec.classes:
-            name = slo_class.name
-            ttft = slo_class.ttft
-            ttft_s = ttft.floor_s if ttft.target_s is None else ttft.target_s
-            tpot_s = slo_class.tightest_stage_tpot_s
-            targets = ("sloserve_slo_target_seconds", spec.name, name)
-            exporter.set(*targets, "ttft", value=ttft_s)
-            exporter.set(*targets, "tpot", value=tpot_s)
-            exporter.set("sloserve_slo_objective_ratio", spec.name, name, value=slo_class.objective)
-            self._start(name)
+            self._start(slo_class.name)
 
     def _start(self, slo_class: str) -> None:
         self._recent.setdefault(slo_class, _Recent())
+        self._demand.setdefault(slo_class, RecentDemand(self._clock))
         labels = (self._service, self._model, slo_class)
-        add = self.exporter.add
-        add("sloserve_slo_requests_total", *labels, amount=0)
-        for promise in PROMISES:
-            add("sloserve_slo_attained_total", *labels, promise, amount=0)
-        for decision, outcome in (
-            ("admitted", "finished"),
-            ("deferred", "finished"),
-            ("degraded", "finished"),
-            ("declined", "refused"),
-        ):
-            add("sloserve_requests_total", *labels, decision, outcome, "", amount=0)
+        for reason in (*(r.value for r in BINDING), LATE_FIRST_TOKEN, LATE_TOKEN):
+            self.exporter.add("sloserve_slo_missed_total", *labels, reason, amount=0)
+        for name in ("sloserve_gateway_ttft_seconds", "sloserve_gateway_tpot_seconds"):
+            self.exporter.observe(name, *labels, value=0, times=0)
+        for name in ("sloserve_gateway_added_seconds", "sloserve_gateway_hops"):
+            self.exporter.observe(name, self._service, value=0, times=0)
         pending = ("sloserve_gateway_pending", self._service, slo_class)
         self.exporter.set(*pending, value=self.exporter.value(*pending))
 
+    def arrived(self, slo_class: str, *, num_prompt: int) -> None:
+        """A request of a class is here; `num_prompt` tokens as estimated."""
+        self._demand[slo_class].arrived(num_prompt)
+
     def ended(
-        self, slo_class: str, *, decision: str, outcome: str, reason: Reason, judgement: Judgement
+        self,
+        slo_class: str,
+        *,
+        decision: str,
+        outcome: str,
+        reason: Reason,
+        judgement: Judgement,
+        num_output: int = 0,
     ) -> None:
-        """One request is over; `slo_class` is empty when it was refused before it had one."""
+        """
+        One request is over; `slo_class` is empty when it was refused before it had one.
+
+        `num_output` tokens went to the client.
+        """
         labels = (self._service, self._model, slo_class)
+        if slo_class in self._demand:
+            self._demand[slo_class].ended(
+                decision=decision, outcome=outcome, reason=reason, num_output=num_output
+            )
         add = self.exporter.add
         add("sloserve_requests_total", *labels, decision, outcome, reason.value)
         if not judgement.eligible:
@@ -115,6 +125,11 @@ class Ledger:
             add("sloserve_slo_attained_total", *labels, "tpot")
         if judgement.attained:
             add("sloserve_slo_attained_total", *labels, "all")
+        else:
+            late = LATE_TOKEN if judgement.ttft_kept else LATE_FIRST_TOKEN
+            was_late = outcome in ("finished", "cancelled") and decision in PROMISED
+            bound = late if was_late else reason.value or late
+            add("sloserve_slo_missed_total", *labels, bound)
         self._recent[slo_class].add(self._clock(), judgement)
 
     def latencies(self, slo_class: str, *, ttft_s: float | None, mean_tpot_s: float | None) -> None:
@@ -139,8 +154,10 @@ class Ledger:
         """Requests of a class that wait here now."""
         return int(self.exporter.value("sloserve_gateway_pending", self._service, slo_class))
 
-    def inflight(self, num_requests: int, states: dict[str, int]) -> None:
-        """Refresh the gauges of requests forwarded and of replicas by state."""
+    def inflight(self, num_requests: int, states: dict[str, int], *, report_age_s: float) -> None:
+        """Refresh the gauges of requests forwarded, of replicas by state, of the oldest report."""
+        age = ("sloserve_gateway_report_age_seconds", self._service)
+        self.exporter.set(*age, value=report_age_s)
         self.exporter.set("sloserve_gateway_inflight", self._service, value=num_requests)
         for state, count in states.items():
             self.exporter.set("sloserve_gateway_replicas", self._service, state, value=count)
@@ -153,6 +170,11 @@ class Ledger:
             p: math.floor(value("sloserve_slo_attained_total", *labels, p)) for p in PROMISES
         }
         return Tally(math.floor(value("sloserve_slo_requests_total", *labels)), attained)
+
+    def last_minute(self, slo_class: str) -> Demand:
+        """What the class asked for in the last minute."""
+        demand = self._demand.get(slo_class)
+        return demand.last_minute() if demand is not None else Demand()
 
     def recent(self, slo_class: str) -> Tally:
         """The class's last five minutes."""

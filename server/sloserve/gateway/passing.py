@@ -34,6 +34,7 @@ def count(core: Core, ticket: Ticket, outcome: str, judgement: Judgement) -> Non
         outcome=outcome,
         reason=ticket.reason,
         judgement=kept,
+        num_output=ticket.judge.num_tokens if ticket.judge is not None else ticket.num_output,
     )
 
 
@@ -118,7 +119,8 @@ async def pass_whole(
     )
     ticket.sent = True
     ticket.sending_since_s = done_s
-    core.state.finished(ticket.offer.slo_class, sum(sum(stages) for stages in choices))
+    ticket.num_output = sum(sum(stages) for stages in choices)
+    core.state.finished(ticket.offer.slo_class, ticket.num_output)
     count(core, ticket, "finished", judgement)
     await whole(send, 200, _headers(ticket, response), body)
     _passed(core, ticket, sent_s=sent_s, came_s=done_s)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 POLL_S = 0.15
 POLL_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 HEADER_S = 0.03
+LOADING_S = 1.0
+"""Between two looks at how far a replica has loaded."""
 LOST_S = 10.0
 """A replica silent for so long is gone (a lost node sends no reset): its requests are too."""
 UNKNOWN = "unknown"
@@ -48,6 +50,10 @@ class Upstream:
         self.attempts: set[Attempt] = set()
         self.problem = "not asked yet"
         """Why there is no report, for people."""
+        self.ready_url = URL(f"http://{address}/ready")
+        self.loading: tuple[str, int, int] | None = None
+        """How far it has come while it loads: phase, bytes done, bytes in total."""
+        self.loading_s = float("-inf")
 
     @property
     def replica(self) -> str:
@@ -130,6 +136,12 @@ class Replicas:
         """Requests forwarded and not ended."""
         return sum(len(upstream.attempts) for upstream in self.known.values())
 
+    @property
+    def report_age_s(self) -> float:
+        """Age of the oldest report; 0 when no replica has reported."""
+        reported = [u.report_s for u in self.known.values() if u.report is not None]
+        return self._clock() - min(reported) if reported else 0.0
+
     async def run(self) -> None:
         """Look at the source, poll everybody it names; until cancelled."""
         try:
@@ -164,12 +176,25 @@ class Replicas:
                     if response.status != 200:
                         raise BadInput(f"answered {response.status}")
                     self.heard(upstream, reports.parse(text))
+                await self._look_at_loading(upstream)
             except aiohttp.ClientConnectorError as error:
                 self.fail(upstream, f"can't connect: {error.os_error.strerror or error}")
             except (aiohttp.ClientError, OSError, ValueError, BadInput) as error:
                 upstream.problem = f"no report: {error or type(error).__name__}"
             self._look_for_loss(upstream)
             await asyncio.sleep(self._poll_s)
+
+    async def _look_at_loading(self, upstream: Upstream) -> None:
+        """A replica that loads says how far it is, which is no part of its report."""
+        report, now_s = upstream.report, self._clock()
+        if report is None or report.state != "loading" or now_s - upstream.loading_s < LOADING_S:
+            return
+        upstream.loading_s = now_s
+        async with self._session.get(upstream.ready_url, timeout=POLL_TIMEOUT) as response:
+            told = await response.json(content_type=None)
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            done, total = int(told["bytes_done"]), int(told["bytes_total"])
+            upstream.loading = (str(told["phase"]), done, total)
 
     def heard(self, upstream: Upstream, report: Report) -> None:
         """A report came, polled or with an answer; one of another service is ignored."""

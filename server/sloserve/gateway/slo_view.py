@@ -6,11 +6,14 @@
                   "stages": [{"name", "tpotMs"}], "objective", "onInfeasible", "weight",
                   "frontier": {"minTokens", "maxTokens"} | null,      the widest of any replica
                   "earliestFirstTokenMs" | null, "pending",
-                  "sinceStart": T, "last5m": T}],    T = {"eligible", "attained", "ttftKept",
+                  "sinceStart": T, "last5m": T,      T = {"eligible", "attained", "ttftKept",
                                                           "tpotKept", "attainment" | null}
+                  "lastMinute": {"arrived", "promptTokens", "answered", "outputTokens",
+                                 "declined", "degraded", "reasons": {reason: count}}}],
      "replicas": [{"address", "replica", "state", "problem", "ageMs" | null, "inflight", "running",
                    "waiting", "waitingPrefillTokens", "freeBlocks", "totalBlocks",
                    "tokenSupplyPerS", "tightestTpotMs", "generation",
+                   "loading": {"phase", "bytesDone", "bytesTotal"},     only while it loads
                    "frontier": {class: {"minTokens", "maxTokens"}}}],
      "sloClasses": the classes as the manifest declares them}
 
@@ -20,6 +23,7 @@ Times in milliseconds, attainment and objective as shares from 0 to 1.
 from typing import Any
 
 from sloserve.gateway.core import Core
+from sloserve.gateway.demand import Demand
 from sloserve.gateway.ledger import Tally
 from sloserve.gateway.replicas import Upstream
 from sloserve.routing import FRESH_S
@@ -70,6 +74,7 @@ def _slo_class(core: Core, slo_class: SloClass) -> Json:
         "pending": core.ledger.num_pending(name),
         "sinceStart": _tally(core.ledger.since_start(name)),
         "last5m": _tally(core.ledger.recent(name)),
+        "lastMinute": _demand(core.ledger.last_minute(name)),
     }
 
 
@@ -91,6 +96,18 @@ def _tally(tally: Tally) -> Json:
         "ttftKept": tally.attained["ttft"],
         "tpotKept": tally.attained["tpot"],
         "attainment": tally.attainment,
+    }
+
+
+def _demand(demand: Demand) -> Json:
+    return {
+        "arrived": demand.num_arrived,
+        "promptTokens": demand.prompt_tokens,
+        "answered": demand.num_answered,
+        "outputTokens": demand.output_tokens,
+        "declined": demand.num_declined,
+        "degraded": demand.num_degraded,
+        "reasons": dict(demand.reasons),
     }
 
 
@@ -120,4 +137,7 @@ def _replica(core: Core, upstream: Upstream) -> Json:
             "generation": report.config_generation,
             "frontier": {name: _frontier(f) for name, f in report.frontier.items()},
         }
+    if upstream.loading is not None and upstream.state(now_s) == "loading":
+        phase, bytes_done, bytes_total = upstream.loading
+        shown["loading"] = {"phase": phase, "bytesDone": bytes_done, "bytesTotal": bytes_total}
     return shown

@@ -39,6 +39,8 @@ class Ticket:
     replica: str = ""
     promise: Promise | None = None
     judge: StreamJudge | None = None
+    num_output: int = 0
+    """Output tokens of an answer that is not streamed."""
     sent: bool = False
     """Something went to the client."""
     counted: bool = False

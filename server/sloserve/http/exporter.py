@@ -6,7 +6,7 @@ declared. Recording is a dictionary update: it may happen per token. One thread 
 event loop); any thread may render.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -40,8 +40,16 @@ class _Series(Collector):
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
+        self.edges = metric.buckets
         self.values: dict[tuple[str, ...], float] = {}
         self.tallies: dict[tuple[str, ...], _Tally] = {}
+
+    def start(self) -> None:
+        """Let the one series of a counter or histogram without labels exist at 0."""
+        if self.metric.kind is Kind.COUNTER:
+            self.values[()] = 0.0
+        elif self.metric.kind is Kind.HISTOGRAM:
+            self.tallies[()] = _Tally(len(self.edges))
 
     def describe(self) -> Iterator[Family]:
         yield self._empty()
@@ -49,7 +57,7 @@ class _Series(Collector):
     def collect(self) -> Iterator[Family]:
         family = self._empty()
         if isinstance(family, HistogramMetricFamily):
-            edges = [*map(str, self.metric.buckets), "+Inf"]
+            edges = [*map(str, self.edges), "+Inf"]
             for labels, tally in list(self.tallies.items()):
                 running, buckets = 0, []
                 for edge, count in zip(edges, tally.counts, strict=True):
@@ -82,6 +90,8 @@ class Exporter:
         for metric in metrics:
             series = self._series[metric.name] = _Series(metric)
             self._registry.register(series)
+            if not metric.labels:
+                series.start()
 
     def add(self, name: str, *labels: str, amount: float = 1.0) -> None:
         """Count `amount` more; with amount 0 the series appears at 0."""
@@ -97,13 +107,29 @@ class Exporter:
         self._of(name, Kind.GAUGE, labels).values[labels] = value
 
     def observe(self, name: str, *labels: str, value: float, times: int = 1) -> None:
-        """Put `value` into a histogram, `times` times."""
-        series = self._of(name, Kind.HISTOGRAM, labels)
-        tally = series.tallies.get(labels)
-        if tally is None:
-            tally = series.tallies[labels] = _Tally(len(series.metric.buckets))
-        tally.counts[bisect_left(series.metric.buckets, value)] += times
+        """Put `value` into a histogram, `times` times; with 0 times the series appears at 0."""
+        series = self._series[name]
+        tally = series.tallies.get(labels) or self._new_tally(name, labels)
+        tally.counts[bisect_left(series.edges, value)] += times
         tally.total += value * times
+
+    def _new_tally(self, name: str, labels: tuple[str, ...]) -> _Tally:
+        series = self._of(name, Kind.HISTOGRAM, labels)
+        tally = series.tallies[labels] = _Tally(len(series.edges))
+        return tally
+
+    def observe_all(self, name: str, *labels: str, values: Sequence[float]) -> None:
+        """Put many values into a histogram; one search per bucket, not one per value."""
+        series, ranked, num_below = self._series[name], sorted(values), 0
+        tally = series.tallies.get(labels) or self._new_tally(name, labels)
+        for i, edge in enumerate(series.edges):
+            num_within = bisect_right(ranked, edge, num_below)
+            tally.counts[i] += num_within - num_below
+            num_below = num_within
+            if num_below == len(ranked):
+                break
+        tally.counts[-1] += len(ranked) - num_below
+        tally.total += sum(ranked)
 
     def clear(self, name: str) -> None:
         """Forget every series of a gauge (before setting those that still exist)."""

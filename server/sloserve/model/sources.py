@@ -16,6 +16,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub import snapshot_download
 
 from sloserve.errors import BadInput, Failed, NotFound
+from sloserve.model.downloading import OnBytes, bars
 from sloserve.slo.sources import ModelSource, SourceKind, parse_source
 
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
@@ -48,10 +49,16 @@ class Hub:
 
 
 def resolve_source(
-    source: str | ModelSource, revision: str | None = None, *, hub: Hub | None = None
+    source: str | ModelSource,
+    revision: str | None = None,
+    *,
+    hub: Hub | None = None,
+    on_bytes: OnBytes = lambda done, total: None,
 ) -> Path:
     """
     The folder that holds the model's files, downloaded first where need be.
+
+    `on_bytes` is told how far a download has come, from another thread.
 
     `revision` is a branch, tag or commit of an `hf://` source and ignored for the others. Raises
     BadInput or NotFound with what was seen and what to do; Failed when the download broke.
@@ -64,7 +71,8 @@ def resolve_source(
             path = Path(parsed.ref).expanduser()
             return checked(path.absolute(), str(path))
         case SourceKind.HUB:
-            folder = _download(parsed.ref, revision or "main", hub or Hub.from_environment())
+            where = hub or Hub.from_environment()
+            folder = _download(parsed.ref, revision or "main", where, on_bytes)
             return checked(folder, f"hf://{parsed.ref}")
         case SourceKind.SIM:
             raise BadInput("builtin://sim is simulated and has no files; nothing is to be loaded")
@@ -110,7 +118,7 @@ def checked(folder: Path, shown: str) -> Path:
     return folder
 
 
-def _download(name: str, revision: str, hub: Hub) -> Path:
+def _download(name: str, revision: str, hub: Hub, on_bytes: OnBytes) -> Path:
     with _explained(name, revision, hub):
         return Path(
             snapshot_download(
@@ -121,6 +129,7 @@ def _download(name: str, revision: str, hub: Hub) -> Path:
                 local_files_only=hub.offline,
                 allow_patterns=list(FETCHED),
                 ignore_patterns=list(IGNORED),
+                tqdm_class=bars(on_bytes),
             )
         )
 

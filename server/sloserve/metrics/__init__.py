@@ -5,59 +5,40 @@ Exporters, dashboards, rules, routing and docs read this list; names are frozen 
 Labels are bounded: services, classes, replicas and the fixed words named beside each.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
+from sloserve.metrics.metric import (
+    HOP_BUCKETS,
+    PREFIX,
+    RATIO_BUCKETS,
+    SHORT_BUCKETS,
+    SLACK_BUCKETS,
+    STEP_BUCKETS,
+    TOKEN_BUCKETS,
+    TPOT_BUCKETS,
+    TTFT_BUCKETS,
+    Kind,
+    Metric,
+)
+from sloserve.metrics.operator import OPERATOR
+from sloserve.metrics.vllm import VLLM
 
-PREFIX = "sloserve_"
-
-
-class Kind(StrEnum):
-    """The Prometheus type."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric family; a counter's name ends in `_total`, a time's in `_seconds`."""
-
-    name: str
-    kind: Kind
-    help: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-
-
-# Bucket edges, in seconds unless said. The vllm:* ones are those that existing boards expect.
-TTFT_BUCKETS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
-)  # fmt: skip
-TPOT_BUCKETS = (
-    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-    20.0, 40.0, 80.0,
-)  # fmt: skip
-REQUEST_BUCKETS = (
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,
-    240.0, 480.0, 960.0, 1920.0, 7680.0,
-)  # fmt: skip
-TOKEN_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0,
-                 8192.0, 16384.0)  # fmt: skip
-STEP_BUCKETS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12,
-                0.16, 0.25, 0.5, 1.0, 2.5)  # fmt: skip
-RATIO_BUCKETS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 4.0)
-SLACK_BUCKETS = (-10.0, -2.5, -1.0, -0.5, -0.1, -0.05, -0.01, 0.0, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5,
-                 10.0, 60.0)  # fmt: skip
-SHORT_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
-                 1.0)  # fmt: skip
-HOP_BUCKETS = (1.0, 2.0, 3.0, 4.0)
+__all__ = [
+    "EXPORTED",
+    "GATEWAY",
+    "GATEWAY_EXPORTS",
+    "OPERATOR",
+    "PREFIX",
+    "REPLICA",
+    "REPLICA_EXPORTS",
+    "REPORT",
+    "SHARED",
+    "VLLM",
+    "Kind",
+    "Metric",
+]
 
 _PER_CLASS = ("service", "model", "slo_class")
 _ATTAINED = (*_PER_CLASS, "promise")
 _OUTCOME = (*_PER_CLASS, "decision", "outcome", "reason")
-_VLLM = ("model_name", "engine")
 
 # Both servers export these: what was promised, by which generation of the manifest.
 SHARED = (
@@ -65,7 +46,7 @@ SHARED = (
         "sloserve_slo_target_seconds",
         Kind.GAUGE,
         "Target of a class; promise is ttft or tpot (the tightest stage). A slowdown shows its"
-        " floor.",
+        " floor, if it has one.",
         ("service", "slo_class", "promise"),
     ),
     Metric(
@@ -103,6 +84,13 @@ GATEWAY = (
         _ATTAINED,
     ),
     Metric(
+        "sloserve_slo_missed_total",
+        Kind.COUNTER,
+        "Eligible requests that did not keep their promise, by what bound: why there was none"
+        " (TTFT, TPOT, KV, Replicas, ...), or LateFirstToken or LateToken when there was one.",
+        (*_PER_CLASS, "reason"),
+    ),
+    Metric(
         "sloserve_gateway_added_seconds",
         Kind.HISTOGRAM,
         "Time the gateway itself adds to a request before its first byte.",
@@ -133,6 +121,13 @@ GATEWAY = (
         Kind.GAUGE,
         "Replicas known, by state: loading, ready, draining, unknown.",
         ("service", "state"),
+    ),
+    Metric(
+        "sloserve_gateway_report_age_seconds",
+        Kind.GAUGE,
+        "Age of the oldest report among the replicas that ever reported; above 1 s routing no"
+        " longer believes it.",
+        ("service",),
     ),
     Metric(
         "sloserve_gateway_ttft_seconds",
@@ -264,116 +259,18 @@ REPLICA = (
         ("result",),
     ),
     Metric(
+        "sloserve_replica_devices",
+        Kind.GAUGE,
+        "Devices this replica computes on; device is cuda (GPUs) or cpu (1).",
+        ("device",),
+    ),
+    Metric(
         "sloserve_emission_lag_seconds",
         Kind.GAUGE,
         "p99 of the way from emission in the engine to the write to the client.",
     ),
 )
 
-# The names and edges that existing boards, llm-d and the Gateway API inference extension read.
-VLLM = (
-    Metric("vllm:num_requests_running", Kind.GAUGE, "Requests that run.", _VLLM),
-    Metric("vllm:num_requests_waiting", Kind.GAUGE, "Requests that wait.", _VLLM),
-    Metric("vllm:kv_cache_usage_perc", Kind.GAUGE, "KV blocks in use, 0 to 1.", _VLLM),
-    Metric("vllm:gpu_cache_usage_perc", Kind.GAUGE, "Older name of the same.", _VLLM),
-    Metric(
-        "vllm:prefix_cache_queries_total",
-        Kind.COUNTER,
-        "Prompt tokens looked up in the prefix cache.",
-        _VLLM,
-    ),
-    Metric(
-        "vllm:prefix_cache_hits_total",
-        Kind.COUNTER,
-        "Prompt tokens found in the prefix cache.",
-        _VLLM,
-    ),
-    Metric("vllm:num_preemptions_total", Kind.COUNTER, "Preemptions.", _VLLM),
-    Metric("vllm:prompt_tokens_total", Kind.COUNTER, "Prompt tokens of served requests.", _VLLM),
-    Metric("vllm:generation_tokens_total", Kind.COUNTER, "Output tokens.", _VLLM),
-    Metric(
-        "vllm:request_success_total",
-        Kind.COUNTER,
-        "Finished requests by finish reason: stop, length.",
-        (*_VLLM, "finished_reason"),
-    ),
-    Metric(
-        "vllm:iteration_tokens_total",
-        Kind.HISTOGRAM,
-        "Tokens per step (count, not seconds).",
-        _VLLM,
-        TOKEN_BUCKETS,
-    ),
-    Metric(
-        "vllm:cache_config_info",
-        Kind.GAUGE,
-        "Always 1; size of the KV cache.",
-        (*_VLLM, "block_size", "num_gpu_blocks"),
-    ),
-    Metric(
-        "vllm:lora_requests_info",
-        Kind.GAUGE,
-        "Always 1; adapters (none are served yet).",
-        ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
-    ),
-    Metric(
-        "vllm:time_to_first_token_seconds",
-        Kind.HISTOGRAM,
-        "Arrival to first token.",
-        _VLLM,
-        TTFT_BUCKETS,
-    ),
-    Metric(
-        "vllm:inter_token_latency_seconds",
-        Kind.HISTOGRAM,
-        "Gap between output tokens.",
-        _VLLM,
-        TPOT_BUCKETS,
-    ),
-    Metric(
-        "vllm:request_time_per_output_token_seconds",
-        Kind.HISTOGRAM,
-        "Mean time per output token of a request, first token aside.",
-        _VLLM,
-        TPOT_BUCKETS,
-    ),
-    Metric(
-        "vllm:e2e_request_latency_seconds",
-        Kind.HISTOGRAM,
-        "Arrival to last token.",
-        _VLLM,
-        REQUEST_BUCKETS,
-    ),
-    Metric(
-        "vllm:request_queue_time_seconds",
-        Kind.HISTOGRAM,
-        "Arrival to decision.",
-        _VLLM,
-        REQUEST_BUCKETS,
-    ),
-    Metric(
-        "vllm:request_prefill_time_seconds",
-        Kind.HISTOGRAM,
-        "Decision to first token.",
-        _VLLM,
-        REQUEST_BUCKETS,
-    ),
-    Metric(
-        "vllm:request_decode_time_seconds",
-        Kind.HISTOGRAM,
-        "First to last token.",
-        _VLLM,
-        REQUEST_BUCKETS,
-    ),
-    Metric(
-        "vllm:request_inference_time_seconds",
-        Kind.HISTOGRAM,
-        "Decision to last token.",
-        _VLLM,
-        REQUEST_BUCKETS,
-    ),
-)
-
 REPLICA_EXPORTS = (*SHARED, *REPORT, *REPLICA, *VLLM)
 GATEWAY_EXPORTS = (*SHARED, *GATEWAY)
-EXPORTED = (*SHARED, *GATEWAY, *REPORT, *REPLICA, *VLLM)
+EXPORTED = (*SHARED, *GATEWAY, *REPORT, *REPLICA, *VLLM, *OPERATOR)

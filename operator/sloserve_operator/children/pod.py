@@ -1,0 +1,138 @@
+"""What pods of both parts share: restricted Pod Security, spread, drain, places to write."""
+
+import math
+from collections.abc import Sequence
+
+from sloserve.slo.cluster import ImageSpec, PodSpec
+from sloserve_operator import names
+from sloserve_operator.api import Obj
+from sloserve_operator.children.subject import Subject
+from sloserve_operator.overlay import lay_over
+from sloserve_operator.quantity import resources
+
+PRE_STOP_S = 10
+"""Gateways and load balancers notice in this time that a pod goes away."""
+GRACE_S = 20
+"""Beyond the drain's timeout: the preStop wait, and as much again to say goodbye."""
+LOST_NODE_S = 30
+CONFIG = "/etc/sloserve"
+HOME = "/home/sloserve"
+
+
+def grace_s(drain_timeout_s: float) -> int:
+    """terminationGracePeriodSeconds for a drain of so many seconds."""
+    return math.ceil(drain_timeout_s) + GRACE_S
+
+
+def container(name: str, *, image: str, policy: str, args: Sequence[str]) -> Obj:
+    """The main container, as the restricted Pod Security standard wants it."""
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": policy,
+        "command": ["sloserve"],
+        "args": list(args),
+        "env": [
+            {
+                "name": "POD_NAME",
+                "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}},
+            },
+            {"name": "HOME", "value": HOME},
+            {"name": "USER", "value": "sloserve"},
+        ],
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_S}}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+        },
+        "volumeMounts": [
+            {"name": "config", "mountPath": CONFIG, "readOnly": True},
+            {"name": "home", "mountPath": HOME},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+
+
+def probe(path: str, port: str, *, period_s: int, failures: int, timeout_s: int = 2) -> Obj:
+    """An HTTP probe, every field written out: what is left to defaults can't be compared."""
+    return {
+        "httpGet": {"path": path, "port": port, "scheme": "HTTP"},
+        "periodSeconds": period_s,
+        "failureThreshold": failures,
+        "successThreshold": 1,
+        "timeoutSeconds": timeout_s,
+    }
+
+
+def template(
+    subject: Subject, part: str, *, main: Obj, volumes: Sequence[Obj], pod: PodSpec
+) -> Obj:
+    """The pod template of one part, with the overlay of the spec on top. Raises BadInput."""
+    spec, where = subject.spec, "engine" if part == names.REPLICA else "gateway"
+    if amounts := resources(pod.resources, field=f"spec.{where}.resources"):
+        main = {**main, "resources": amounts}
+    selector = names.selector(spec.name, part)
+    body: Obj = {
+        "serviceAccountName": subject.named(part),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace_s(spec.drain_timeout_s),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "tolerations": [
+            {
+                "key": f"node.kubernetes.io/{taint}",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": LOST_NODE_S,
+            }
+            for taint in ("not-ready", "unreachable")
+        ],
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": key,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector},
+                "matchLabelKeys": ["pod-template-hash"],
+            }
+            for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+        ],
+        "containers": [main],
+        "volumes": [
+            {"name": "config", "configMap": {"name": names.config(spec.name)}},
+            {"name": "home", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {}},
+            *volumes,
+        ],
+    }
+    secrets = pod.image.pull_secrets or subject.settings.images.pull_secrets
+    if secrets:
+        body["imagePullSecrets"] = [{"name": name} for name in secrets]
+    whole = {"metadata": {"labels": names.labels(spec.name, part)}, "spec": body}
+    return lay_over(whole, pod.pod_template, selector=selector, field=f"spec.{where}.podTemplate")
+
+
+def image_of(image: ImageSpec, *, default: str, policy: str) -> tuple[str, str]:
+    """(reference, pull policy) of the spec's image; what it leaves out is the operator's."""
+    repository, tag = _parts(default)
+    if image.repository is not None:
+        repository, tag = image.repository, ""
+    if image.tag is not None:
+        tag = f":{image.tag}"
+    return f"{repository}{tag}", image.pull_policy or policy
+
+
+def _parts(reference: str) -> tuple[str, str]:
+    """Repository and the rest (`:tag`, `@digest` or nothing) of an image reference."""
+    repository, at, digest = reference.partition("@")
+    if at:
+        return repository, f"@{digest}"
+    head, slash, last = reference.rpartition("/")
+    name, colon, tag = last.partition(":")
+    return f"{head}{slash}{name}", f"{colon}{tag}"

@@ -1,0 +1,246 @@
+"""One operator process: standby, lead, watch, work, resync, until told to stop."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+import kopf
+
+from sloserve_operator import names
+from sloserve_operator.api import CHILD_KINDS, POD, SERVICE, Key, Kind, Obj, label_of
+from sloserve_operator.cache import Cache
+from sloserve_operator.cluster import ApiError, Cluster
+from sloserve_operator.figures import Figures
+from sloserve_operator.handlers import make_registry, make_settings
+from sloserve_operator.lease import Lease
+from sloserve_operator.observed import Now
+from sloserve_operator.polling import Poller
+from sloserve_operator.posting import Poster
+from sloserve_operator.reconciler import Reconciler
+from sloserve_operator.settings import OperatorSettings
+from sloserve_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+LOST_LEASE = 3
+"""Exit code of a process that lost its Lease."""
+SHOW_S = 5.0
+AGAIN_S = 5.0
+"""Between two tries of the first look."""
+SETTLE_S = 0.05
+"""Kopf sets signal handlers of its own beside the start of the start."""
+STALE_FACTOR = 3.0
+"""So many resyncs missed in a row, and the process is not alive any more."""
+
+
+def now() -> Now:
+    """This moment."""
+    return Now(datetime.now(UTC), time.monotonic())
+
+
+class Operator:
+    """
+    Everything that runs beside Kopf. `cluster` writes only with the Lease. `end` ends the process
+    at once with a code: without the Lease nothing may be written, not even to clean up.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        lease: Lease,
+        settings: OperatorSettings,
+        end: Callable[[int], None] = os._exit,
+    ) -> None:
+        self.settings = settings
+        self.lease = lease
+        self.cache = Cache()
+        self.queue = WorkQueue()
+        self.figures = Figures()
+        self._cluster = cluster
+        self._end = end
+        self._heard_s = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._keeper: asyncio.Task[None] | None = None
+        self.poller = Poller(
+            gateways=self._gateways,
+            asleep=self._asleep,
+            changed=self.queue.add,
+            clock=time.monotonic,
+            poll_s=settings.poll_s,
+        )
+        poster = Poster(cluster, wrote=self._wrote)
+        self.reconciler = Reconciler(
+            cluster,
+            self.cache,
+            settings=settings,
+            reports=self.poller.fresh,
+            poster=poster,
+            figures=self.figures,
+            clock=now,
+        )
+
+    async def start(self) -> None:
+        """Wait for the Lease and the CRD, fill the cache, start to work. Then Kopf may watch."""
+        self._keeper = asyncio.create_task(self.lease.keep(lambda: self._end(LOST_LEASE)))
+        try:
+            log.info("waiting for the Lease %s/%s", self.settings.namespace, self.settings.lease)
+            await self.lease.leading.wait()
+            while not await self._first_look():
+                await asyncio.sleep(AGAIN_S)
+        except BaseException:  # Kopf runs no cleanup for a start that was cancelled
+            await self.stop()
+            raise
+        work = (
+            self.queue.run(self.reconciler.reconcile, num_workers=self.settings.num_workers),
+            self.poller.run(),
+            self._resync_for_ever(),
+            self._show(),
+        )
+        self._tasks = [asyncio.create_task(one) for one in work]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    async def _first_look(self) -> bool:
+        """Whether the cache is full; False: the cluster is not as it must be yet."""
+        try:
+            if not await self._cluster.knows(SERVICE):
+                log.warning("the cluster has no %s yet: install the CRD", SERVICE.kind)
+                return False
+            await self.resync()
+        except ApiError as error:
+            log.warning("can't look at the cluster yet: %s", error.message)
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Stop to work, then give the Lease to whoever stands by."""
+        tasks = [*self._tasks, *([self._keeper] if self._keeper is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.lease.release()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("the operator can't go on", exc_info=error)
+            self._end(1)  # the pod's restart policy starts a healthy one
+
+    def heard(self, kind: Kind, change: str | None, obj: Obj) -> None:
+        """A watch told something."""
+        self._heard_s = time.monotonic()
+        key = self.cache.drop(obj) if change == "DELETED" else self.cache.put(obj)
+        if key is not None:
+            self.queue.add(key)
+
+    async def resync(self) -> None:
+        """Look at everything; what a watch has lost comes right here. Lists only, no writes."""
+        optional = [kind for kind in CHILD_KINDS.values() if kind.optional]
+        self.reconciler.kinds = frozenset(
+            [kind.kind for kind in optional if await self._may_have(kind)]
+        )
+        for namespace in self.settings.watched or (None,):
+            await self._list(SERVICE, namespace, labels=self.settings.selector)
+            for kind in (*CHILD_KINDS.values(), POD):
+                if not kind.optional or kind.kind in self.reconciler.kinds:
+                    await self._list(kind, namespace, labels=names.OURS)
+        self._heard_s = time.monotonic()
+        self.queue.forget_others(self.cache.known())
+        for key in self.cache.known():
+            self.queue.add(key)
+
+    async def _may_have(self, kind: Kind) -> bool:
+        """Whether the cluster knows an optional kind, and we may use it."""
+        if not await self._cluster.knows(kind):
+            return False
+        try:
+            for namespace in self.settings.watched or (None,):
+                await self._cluster.list_all(kind, namespace, labels=names.OURS)
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            log.warning("no right to list %s: left out", kind.plural)
+            return False
+        return True
+
+    async def _list(self, kind: Kind, namespace: str | None, *, labels: str) -> None:
+        listed = await self._cluster.list_all(kind, namespace, labels=labels)
+        changed = self.cache.replace(
+            kind.kind, listed.items, version=listed.version, namespace=namespace
+        )
+        for key in changed:
+            self.queue.add(key)
+
+    async def _resync_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.resync_s)
+            try:
+                await self.resync()
+            except ApiError as error:
+                log.warning("resync failed: %s", error.message)
+
+    async def _show(self) -> None:
+        while True:
+            self.figures.services(self.cache.services())
+            self.show()
+            await asyncio.sleep(SHOW_S)
+
+    def show(self) -> None:
+        """Refresh the gauges that no decision touches."""
+        self.figures.set("sloserve_operator_leader", value=float(self.lease.valid()))
+        self.figures.set("sloserve_operator_queue_length", value=len(self.queue))
+        age_s = time.monotonic() - self._heard_s
+        self.figures.set("sloserve_operator_event_age_seconds", value=age_s)
+
+    def problem(self) -> str:
+        """What keeps this process from being alive; empty when nothing does."""
+        age_s = time.monotonic() - self._heard_s
+        if self.lease.valid() and age_s > STALE_FACTOR * self.settings.resync_s:
+            return f"no event and no resync for {age_s:.0f} s"
+        return ""
+
+    def _gateways(self) -> Iterable[Obj]:
+        pods = self.cache.of_kind(POD.kind)
+        return [pod for pod in pods if label_of(pod, names.COMPONENT) == names.GATEWAY]
+
+    def _asleep(self, key: Key) -> bool:
+        live = self.cache.children(key).get(names.deployment(key.name, names.REPLICA))
+        return live is not None and (live.get("spec") or {}).get("replicas") == 0
+
+    def _wrote(self, verb: str) -> None:
+        self.figures.add("sloserve_operator_writes_total", verb)
+
+
+async def watch(
+    operator: Operator,
+    *,
+    stop: asyncio.Event,
+    ready: asyncio.Event | None = None,
+    starting: Callable[[], None] = lambda: None,
+) -> None:
+    """
+    Run Kopf around the operator until `stop` is set.
+
+    `starting` is called when Kopf has set its signal handlers, and may replace them.
+    """
+
+    async def start() -> None:
+        await asyncio.sleep(SETTLE_S)
+        starting()
+        await operator.start()
+
+    settings = operator.settings
+    clusterwide = not settings.watched
+    registry = make_registry(operator.heard, start=start, stop=operator.stop)
+    await kopf.operator(
+        registry=registry,
+        settings=make_settings(clusterwide=clusterwide, selector=settings.selector),
+        clusterwide=clusterwide,
+        namespaces=settings.watched,
+        standalone=True,
+        stop_flag=stop,
+        ready_flag=ready,
+    )

@@ -1,0 +1,136 @@
+"""What gateways report, asked of each every few seconds on its internal port."""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import aiohttp
+
+from sloserve.errors import BadInput
+from sloserve_operator import names
+from sloserve_operator.api import Key, Obj, key_of, label_of, uid_of
+from sloserve_operator.pods import leaving, ready
+from sloserve_operator.reports import GatewayReport, parse_report
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+ASLEEP_S = 5.0
+"""A service without replicas is asked more often: somebody may wait for one."""
+LEAVING_S = 2.0
+"""A gateway that goes away is asked as often as that: its last counts go with it."""
+FRESH_S = 45.0
+"""An older report says nothing any more."""
+TIMEOUT = aiohttp.ClientTimeout(total=3.0, connect=2.0)
+MAX_BYTES = 4 * 1024 * 1024
+NUM_AT_ONCE = 32
+_AGE = re.compile(rb'"ageMs":\s*[0-9.]+,?')
+
+
+@dataclass(slots=True)
+class _Told:
+    """The last report of one gateway."""
+
+    key: Key
+    at_s: float
+    due_s: float
+    text: bytes = b""
+    report: GatewayReport | None = None
+
+
+class Poller:
+    """
+    Asks gateways for their reports. `changed` is called with a service's key when one says
+    something new; a gateway that says the same again costs a request and no more.
+    """
+
+    def __init__(
+        self,
+        *,
+        gateways: Callable[[], Iterable[Obj]],
+        asleep: Callable[[Key], bool],
+        changed: Callable[[Key], None],
+        clock: Callable[[], float],
+        poll_s: float,
+        port: int = names.INTERNAL_PORT,
+    ) -> None:
+        self._gateways = gateways
+        self._asleep = asleep
+        self._changed = changed
+        self._clock = clock
+        self._poll_s = poll_s
+        self._port = port
+        self._told: dict[str, _Told] = {}
+        self._busy: set[str] = set()
+
+    def fresh(self, pods: Iterable[Obj]) -> Mapping[str, GatewayReport]:
+        """Reports of these pods, by uid, that are not too old."""
+        least_s = self._clock() - FRESH_S
+        found = {uid_of(pod): self._told.get(uid_of(pod)) for pod in pods}
+        return {
+            uid: told.report
+            for uid, told in found.items()
+            if told is not None and told.report is not None and told.at_s >= least_s
+        }
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        async with (
+            aiohttp.ClientSession(timeout=TIMEOUT, cookie_jar=aiohttp.DummyCookieJar()) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            while True:
+                for pod in self._due():
+                    self._busy.add(uid_of(pod))
+                    group.create_task(self._ask(session, pod))
+                await asyncio.sleep(TICK_S)
+
+    def _due(self) -> list[Obj]:
+        """Gateways to ask now."""
+        now_s, alive, due = self._clock(), set(), []
+        for pod in self._gateways():
+            uid, address = uid_of(pod), (pod.get("status") or {}).get("podIP")
+            alive.add(uid)
+            told = self._told.get(uid)
+            waits = told is not None and told.due_s > now_s and not self._sooner(pod, told, now_s)
+            up = address and (ready(pod) or (leaving(pod) and told is not None))
+            if up and not waits and uid not in self._busy:
+                due.append(pod)
+        for uid in self._told.keys() - alive:
+            del self._told[uid]
+        return due[: max(0, NUM_AT_ONCE - len(self._busy))]
+
+    def _sooner(self, pod: Obj, told: _Told, now_s: float) -> bool:
+        if leaving(pod):
+            return now_s - told.at_s >= LEAVING_S
+        return self._asleep(told.key) and now_s - told.at_s >= ASLEEP_S
+
+    async def _ask(self, session: aiohttp.ClientSession, pod: Obj) -> None:
+        uid, name = uid_of(pod), label_of(pod, names.INSTANCE) or ""
+        key = Key(key_of(pod).namespace, name)
+        told = self._told.setdefault(uid, _Told(key, float("-inf"), 0.0))
+        host = str(pod["status"]["podIP"])
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            async with session.get(f"http://{shown}:{self._port}/report") as answer:
+                if answer.status != 200:
+                    raise BadInput(f"answered {answer.status}")
+                text = await answer.content.read(MAX_BYTES)
+            same = _AGE.sub(b"", text)
+            told.at_s = self._clock()
+            if same != told.text:
+                told.report = parse_report(json.loads(text))
+                told.text = same
+                self._changed(key)
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, BadInput) as error:
+            level = logging.DEBUG if leaving(pod) else logging.WARNING
+            log.log(level, "gateway %s tells nothing: %s", key_of(pod).name, error)
+            if told.report is not None and self._clock() - told.at_s >= FRESH_S:
+                told.report, told.text = None, b""
+                self._changed(key)
+        finally:
+            told.due_s = self._clock() + self._poll_s
+            self._busy.discard(uid)
