@@ -14,6 +14,14 @@ ALLOWED = (
     "or pvc://claim/path (on Kubernetes)"
 )
 
+MANIFEST_SOURCE = (
+    r"builtin://(tiny|sim(\?profile=[\w./-]+)?)"
+    r"|hf://[\w.-]+(/[\w.-]+)?"
+    r"|file:///[^\x00-\x20\x7f]+"
+    r"|pvc://[a-z0-9][a-z0-9.-]*/[^\x00-\x20\x7f]+"
+)
+"""What a manifest may say: a URL, so that a blank in a path is %20."""
+
 
 class SourceKind(StrEnum):
     """The scheme of a source, and for `builtin` what it names."""
