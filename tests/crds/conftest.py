@@ -200,7 +200,8 @@ ODD: tuple[Any, ...] = (
     "0%", "1%", "05%", "100%", "101%", "-1%",
     "builtin://tiny", "builtin://tiny?x=1", "builtin://sim", "builtin://sim?profile=h200",
     "builtin://sim?profile=", "builtin://sim?speed=1", "hf://a/b", "hf://a", "hf://a/b/c", "hf://",
-    "file:///", "file:///x", "file:///x y", "file://x", "pvc://a/b", "pvc://A/b", "pvc://a",
+    "file:///", "file:///x", "file:///x y", "file:///x ", " hf://a/b",
+    "pvc://a/x y", "pvc://a/x\n", "file://x", "pvc://a/b", "pvc://A/b", "pvc://a",
     "pvc://a/", "/models/x", "./x", "s3://x/y", "ngram",
     "auto", "Auto", "cpu", "cuda", "Never", "Always", "Degrade", "promise", "chat", "code",
 )  # fmt: skip

@@ -134,7 +134,10 @@ def _source(node: Fields, key: str) -> str:
     if parse_source(text, field=field).hint:
         raise BadInput(f"{text!r} is a bare path; write file:///absolute/path", field=field)
     if not re.fullmatch(MANIFEST_SOURCE, text, re.ASCII):
-        raise BadInput(f"{text!r} has characters that must be escaped, as %20", field=field)
+        raise BadInput(
+            f"{text!r} begins or ends with a blank, or holds control characters; remove them",
+            field=field,
+        )
     return text
 
 

@@ -17,10 +17,10 @@ ALLOWED = (
 MANIFEST_SOURCE = (
     r"builtin://(tiny|sim(\?profile=[\w./-]+)?)"
     r"|hf://[\w.-]+(/[\w.-]+)?"
-    r"|file:///[^\x00-\x20\x7f]+"
-    r"|pvc://[a-z0-9][a-z0-9.-]*/[^\x00-\x20\x7f]+"
+    r"|file:///[^\x00-\x1f\x7f]*[^\x00-\x20\x7f]"
+    r"|pvc://[a-z0-9][a-z0-9.-]*/[^\x00-\x1f\x7f]*[^\x00-\x20\x7f]"
 )
-"""What a manifest may say: a URL, so that a blank in a path is %20."""
+"""What a manifest may say, and the CRD says too."""
 
 
 class SourceKind(StrEnum):
