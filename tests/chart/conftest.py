@@ -15,6 +15,7 @@ Obj = dict[str, Any]
 
 HOW = {
     "helm": "helm is not installed: put it on PATH or name it in HELM",
+    "kubectl": "kubectl is not installed: put it on PATH or name it in KUBECTL",
     "kubeconform": "kubeconform is not installed: put it on PATH or name it in KUBECONFORM",
 }
 
