@@ -19,6 +19,7 @@ DOES = {
     ("policy", "poddisruptionbudgets"): OWN,
     ("networking.k8s.io", "networkpolicies"): OWN,
     ("monitoring.coreos.com", "podmonitors"): OWN,
+    ("monitoring.coreos.com", "prometheusrules"): OWN,
     ("", "pods"): READ | {"patch"},  # deletion costs, and a nudge to read the new configuration
     ("", "events"): {"list", "create", "patch"},  # why a pod is stuck; what was decided
     ("", "persistentvolumeclaims"): {"get"},  # whether a cache can be shared
