@@ -15,8 +15,17 @@ TORCH_PIN    = $(shell grep -h '^torch==' constraints.txt)
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
+# Images: `make images BUILDER=podman`, `BUILDER="docker buildx" BUILD_ARGS="--platform linux/arm64 --push"`.
+# BUILD is the whole command, for builders with other flags: $(1) name, $(2) Dockerfile, $(3) stage.
+IMAGES     ?= operator gateway engine
+REGISTRY   ?= localhost
+TAG        ?= $(shell sed -n 's/^appVersion: //p' charts/sloserve/Chart.yaml)
+BUILDER    ?= docker
+BUILD_ARGS ?=
+BUILD      ?= $(BUILDER) build --tag $(1) --file $(2) --target $(3) $(BUILD_ARGS) .
+
 .DEFAULT_GOAL := help
-.PHONY: help setup up bench test check format generate clean
+.PHONY: help setup up bench test check format generate images clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,8 +63,21 @@ format: $(STAMP)  ## format the code and fix what lint can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-generate: $(STAMP)  ## write dashboards/*.json, docs/metrics.md and their copies
+generate: $(STAMP)  ## write what exists twice: boards, docs/metrics.md, the chart's copies
 	$(BIN)/python -m dashboards.generate
+	cp crds/*.yaml charts/sloserve/files/crds/
+
+images: $(IMAGES:%=image-%)  ## build container images (IMAGES="operator gateway engine engine-cuda")
+
+.PHONY: image-operator image-gateway image-engine image-engine-cuda
+image-operator:
+	$(call BUILD,$(REGISTRY)/sloserve-operator:$(TAG),operator/Dockerfile,operator)
+image-gateway:
+	$(call BUILD,$(REGISTRY)/sloserve-gateway:$(TAG),server/Dockerfile.gateway,gateway)
+image-engine:
+	$(call BUILD,$(REGISTRY)/sloserve-engine:$(TAG),server/Dockerfile.engine,engine-cpu)
+image-engine-cuda:
+	$(call BUILD,$(REGISTRY)/sloserve-engine-cuda:$(TAG),server/Dockerfile.engine,engine-cuda)
 
 clean:  ## remove what tools and runs left behind; keeps .venv
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .sloserve build dist

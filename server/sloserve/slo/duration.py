@@ -12,7 +12,7 @@ _SECONDS = {
     "h": Decimal(3600),
     "d": Decimal(86400),
 }
-_PART = r"[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d)"
+_PART = r"[0-9]{1,9}(?:\.[0-9]{1,6})?(?:ms|s|m|h|d)"
 _DURATION = re.compile(f"(?:{_PART})+")
 _MAX_LENGTH = 32
 
@@ -79,7 +79,11 @@ def format_duration(seconds: float) -> str:
 
 def parse_size(value: object, *, field: str) -> int:
     """Bytes of a size: a count of bytes, or a number with k, M, G, T, Ki, Mi, Gi or Ti."""
-    match = None if isinstance(value, bool) else _SIZE.fullmatch(str(value))
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    known = isinstance(value, int | str) and not isinstance(value, bool)
+    text = str(value)
+    match = _SIZE.fullmatch(text) if known and len(text) <= _MAX_LENGTH else None
     if match is None:
         raise BadInput(
             f"{value!r} is not a size; write bytes or a number with a unit, as 512Mi or 8Gi",

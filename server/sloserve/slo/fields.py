@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from enum import StrEnum
 from typing import TypeVar
 
@@ -12,7 +12,8 @@ from sloserve.slo.duration import format_duration, parse_duration
 
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 MAX_NAME = 40
-_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]{1,6}0*)?")
+_MAX_DECIMAL = 32
 
 D = TypeVar("D")
 E = TypeVar("E", bound=StrEnum)
@@ -136,8 +137,8 @@ class Fields:
         return value
 
     def integer(self, key: str, default: D, *, least: int, most: int) -> int | D:
-        """A whole number within [least, most]."""
-        value = self.get(key)
+        """A whole number within [least, most]; 2.0 is 2, as for an API server."""
+        value = whole(self.get(key))
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -147,23 +148,26 @@ class Fields:
         return value
 
     def decimal(self, key: str, default: D, *, least: str, most: str) -> Decimal | D:
-        """A number or a decimal string, with at most 6 decimals, within [least, most]."""
-        value = self.get(key)
+        """
+        A whole number or a decimal string with at most 6 decimals, within [least, most].
+
+        A decimal without quotes is refused: Kubernetes has no type for it.
+        """
+        value = whole(self.get(key))
         if value is None:
             return default
-        try:
-            if isinstance(value, bool) or not isinstance(value, int | float | str):
-                raise InvalidOperation
-            if isinstance(value, str) and not _DECIMAL.fullmatch(value):
-                raise InvalidOperation
-            number = Decimal(str(value))
-            if not Decimal(least) <= number <= Decimal(most) or number != round(number, 6):
-                raise InvalidOperation
-        except InvalidOperation:
+        text = str(value)
+        number = Decimal(text) if len(text) <= _MAX_DECIMAL and _DECIMAL.fullmatch(text) else None
+        if number is None or not Decimal(least) <= number <= Decimal(most):
             raise BadInput(
                 f"is {value!r}; must be a number from {least} to {most} with at most 6 decimals",
                 field=self.at(key),
-            ) from None
+            )
+        if isinstance(value, float):
+            raise BadInput(
+                f"is {value!r}; a number with decimals must be in quotes: {key}: {text!r}",
+                field=self.at(key),
+            )
         return number
 
     def duration(
@@ -216,6 +220,11 @@ def unique(names: Sequence[str], path: str, what: str) -> None:
             raise BadInput(
                 f"{name!r} names two {what}; names must differ", field=f"{path}[{i}].name"
             )
+
+
+def whole(value: object) -> object:
+    """The value; a whole number that was written with a point (2.0) as an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def describe(value: object) -> str:

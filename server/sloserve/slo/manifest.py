@@ -102,6 +102,7 @@ def _parse_autoscaling(spec: Fields) -> AutoscalingSpec | None:
 
 def _parse_observability(spec: Fields) -> ObservabilitySpec:
     node = spec.inner("observability", "monitors", "rules", "dashboard", "period")
+    node.text("period", None, pattern=r"[1-9][0-9]{0,3}[dh]", hint="whole days or hours, as 7d")
     return ObservabilitySpec(
         monitors=node.enum("monitors", Auto.AUTO),
         rules=node.enum("rules", Auto.AUTO),

@@ -1,15 +1,19 @@
 """`model`, `engine` and `gateway` of a manifest."""
 
+import re
+from collections.abc import Mapping
 from decimal import Decimal
 
 from sloserve.errors import BadInput
 from sloserve.slo.cluster import CacheSpec, ImageSpec, PodSpec, RolloutSpec, SecretKey
 from sloserve.slo.duration import parse_size
-from sloserve.slo.fields import Fields, unique
+from sloserve.slo.fields import Fields, unique, whole
 from sloserve.slo.service import EngineSpec, GatewaySpec, LoraSpec, ModelSpec, SpeculationSpec
-from sloserve.slo.sources import parse_source
+from sloserve.slo.sources import MANIFEST_SOURCE, parse_source
 
 _SECRET = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+_QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?"
+MAX_RESOURCES = 32
 _SECRET_HINT = "the name of an object: lower-case letters, digits, '-' and '.'"
 
 
@@ -129,6 +133,11 @@ def _source(node: Fields, key: str) -> str:
     text, field = node.text(key, "", longest=512), node.at(key)
     if parse_source(text, field=field).hint:
         raise BadInput(f"{text!r} is a bare path; write file:///absolute/path", field=field)
+    if not re.fullmatch(MANIFEST_SOURCE, text, re.ASCII):
+        raise BadInput(
+            f"{text!r} begins or ends with a blank, or holds control characters; remove them",
+            field=field,
+        )
     return text
 
 
@@ -189,7 +198,7 @@ def _count_or_share(node: Fields, key: str, default: int) -> int | str:
         return node.text(
             key,
             "",
-            pattern=r"(\d{1,2}|100)%",
+            pattern=r"(0|[1-9]\d?|100)%",
             hint="a count, or a share from 0% to 100%",
         )
     return node.integer(key, default, least=0, most=1000)
@@ -202,14 +211,6 @@ def _parse_pod(node: Fields) -> PodSpec:
         secret.require("name", "registry")
     has_policy = image.has("pullPolicy")
     policy = image.choice("pullPolicy", "Always", "Always", "IfNotPresent", "Never")
-    resources = node.inner("resources", "limits", "requests", "claims")
-    for part in ("limits", "requests"):
-        for kind, amount in resources.opaque(part).items():
-            if isinstance(amount, bool) or not isinstance(amount, int | float | str):
-                raise BadInput(
-                    f"is {amount!r}; must be a quantity, as 1, 500m or 8Gi",
-                    field=f"{resources.at(part)}.{kind}",
-                )
     return PodSpec(
         image=ImageSpec(
             repository=image.text("repository", None, longest=512),
@@ -219,6 +220,41 @@ def _parse_pod(node: Fields) -> PodSpec:
                 secret.text("name", "", pattern=_SECRET, hint=_SECRET_HINT) for secret in secrets
             ),
         ),
-        resources=node.opaque("resources"),
+        resources=_parse_resources(node),
         pod_template=node.opaque("podTemplate"),
     )
+
+
+def _parse_resources(node: Fields) -> Mapping[str, object]:
+    """Resource requirements as they are, but for amounts that are null: those are not given."""
+    resources = node.inner("resources", "limits", "requests", "claims")
+    for part in ("limits", "requests"):
+        amounts = {k: v for k, v in resources.opaque(part).items() if v is not None}
+        if len(amounts) > MAX_RESOURCES:
+            raise BadInput(
+                f"has {len(amounts)} entries; at most {MAX_RESOURCES} are allowed",
+                field=resources.at(part),
+            )
+        for kind, amount in amounts.items():
+            text = str(whole(amount))
+            known = isinstance(amount, int | float | str) and not isinstance(amount, bool)
+            if not known or len(text) > 32 or not re.fullmatch(_QUANTITY, text):
+                raise BadInput(
+                    f"is {amount!r}; must be a quantity, as 1, 500m or 8Gi",
+                    field=f"{resources.at(part)}.{kind}",
+                )
+            if isinstance(amount, float) and not amount.is_integer():
+                raise BadInput(
+                    f"is {amount!r}; a number with decimals must be in quotes: {text!r}",
+                    field=f"{resources.at(part)}.{kind}",
+                )
+    for claim in resources.items("claims", "name", "request", most=16):
+        claim.require("name", "gpu")
+        claim.text("name", "")
+        claim.text("request", None)
+    given: dict[str, object] = {}
+    for key, value in node.opaque("resources").items():
+        if isinstance(value, Mapping):
+            value = {kind: amount for kind, amount in value.items() if amount is not None}
+        given[key] = value
+    return given

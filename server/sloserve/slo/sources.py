@@ -14,6 +14,14 @@ ALLOWED = (
     "or pvc://claim/path (on Kubernetes)"
 )
 
+MANIFEST_SOURCE = (
+    r"builtin://(tiny|sim(\?profile=[\w./-]+)?)"
+    r"|hf://[\w.-]+(/[\w.-]+)?"
+    r"|file:///[^\x00-\x1f\x7f]*[^\x00-\x20\x7f]"
+    r"|pvc://[a-z0-9][a-z0-9.-]*/[^\x00-\x1f\x7f]*[^\x00-\x20\x7f]"
+)
+"""What a manifest may say, and the CRD says too."""
+
 
 class SourceKind(StrEnum):
     """The scheme of a source, and for `builtin` what it names."""
