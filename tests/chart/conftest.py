@@ -53,7 +53,10 @@ VARIANTS: dict[str, Obj] = {
             "networkPolicies": False,
             "monitorLabels": {"release": "prometheus", "team": "llm"},
         },
-        "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+        "metrics": {
+            "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+        },
         "dashboards": {"enabled": True, "annotations": {"grafana_folder": "sloserve"}},
     },
 }

@@ -33,14 +33,14 @@ def test_what_is_rendered_is_what_was_reviewed(helm: Any, variant: str, values: 
 def test_every_object_is_one_that_kubernetes_knows(
     helm: Any, values: Obj, find_program: Callable[[str], str]
 ) -> None:
-    # the CRD is judged by an API server (tests/crds), ServiceMonitor is no kind of Kubernetes
+    # the CRD is judged by an API server (tests/crds); the others are no kinds of Kubernetes
     schemas = Path(__file__).parent / "schemas"
     done = subprocess.run(
         [
             find_program("kubeconform"),
             "-strict",
             "-summary",
-            "-skip=CustomResourceDefinition,ServiceMonitor",
+            "-skip=CustomResourceDefinition,ServiceMonitor,PrometheusRule",
             f"-schema-location={schemas}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json",
         ],
         input=helm.text(values),
@@ -120,3 +120,11 @@ def test_the_version_is_that_of_the_package(chart: Path, root: Path) -> None:
     made = yaml.safe_load((chart / "Chart.yaml").read_text())
     assert f'version = "{made["appVersion"]}"' in (root / "pyproject.toml").read_text()
     assert made["kubeVersion"] == ">=1.30.0-0"
+
+
+def test_the_rules_on_the_operator_come_through_unchanged(
+    helm: Any, chart: Path, variant: str, values: Obj
+) -> None:
+    rules = [o for o in yaml.safe_load_all(helm.text(values)) if o["kind"] == "PrometheusRule"]
+    written = yaml.safe_load((chart / "files" / "rules" / "operator.yaml").read_text())
+    assert [rule["spec"] for rule in rules] == ([written] if variant == "everything" else [])
