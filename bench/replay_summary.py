@@ -39,6 +39,16 @@ class Curve:
         """Where attainment falls through the target, means of the repeats joined by lines."""
         return crossing(self.by_offered(points), TARGET)
 
+    def holds(self, points: dict[float, list[float]]) -> tuple[float, bool] | None:
+        """
+        (capacity, True), or where every rate that was tried holds (the highest of them, False).
+        """
+        found = self.capacity(points)
+        if found is not None:
+            return found, True
+        joined = self.by_offered(points)
+        return (max(joined), False) if joined and min(joined.values()) >= TARGET else None
+
     def goodput_at(self, factor: float) -> float | None:
         """Goodput at `factor` times the predicted capacity."""
         rate = self.plan.rates[FACTORS.index(factor)]
@@ -121,16 +131,18 @@ def _markdown(
     ]
     for curve in curves:
         p = curve.plan
-        real, same = curve.capacity(curve.kept), curve.capacity(curve.simulated)
+        real, same = curve.holds(curve.kept), curve.holds(curve.simulated)
         ours = next(
             (c for c in curves if (c.plan.load, c.plan.policy) == (p.load, "sloserve")), curve
         )
-        best = ours.capacity(ours.kept)
-        off = f"{same / real - 1:+.0%}" if same and real else "-"
-        ratio = f"{best / real:.2f}x" if best and real and curve is not ours else "-"
+        best = ours.holds(ours.kept)
+        off = f"{same[0] / real[0] - 1:+.0%}" if same and real and same[1] and real[1] else "-"
+        ratio = "-"
+        if best and real and real[1] and curve is not ours:
+            ratio = f"{'' if best[1] else '> '}{best[0] / real[0]:.2f}x"
         goodput = f"{_number(curve.goodput_at(1.0))} / {_number(curve.goodput_at(1.5))}"
         lines.append(
-            f"| {p.load} | `{p.setting}` | {_number(real)} | {_number(same)} | {off}"
+            f"| {p.load} | `{p.setting}` | {_capacity(real)} | {_capacity(same)} | {off}"
             f" | {p.capacity:.2f} | {ratio} | {goodput} |"
         )
     lines += ["", "Capacity: requests/s at which 90 % keep every promise, to the token.", ""]
@@ -220,6 +232,13 @@ def _plot(path: Path, curves: Sequence[Curve]) -> None:
         figure.tight_layout()
         figure.savefig(path)
         plt.close(figure)
+
+
+def _capacity(held: tuple[float, bool] | None) -> str:
+    if held is None:
+        return "-"
+    rate, found = held
+    return f"{rate:.2f}" if found else f"> {rate:.2f}"
 
 
 def _number(value: float | None) -> str:

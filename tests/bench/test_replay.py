@@ -28,6 +28,9 @@ def test_capacity_is_where_the_mean_of_the_repeats_falls_through_at_rates_really
 def test_a_curve_that_never_falls_through_has_no_capacity() -> None:
     curve = Curve(PLAN, offered={1.0: [1.0], 1.2: [1.2]}, kept={1.0: [1.0], 1.2: [0.97]})
     assert curve.capacity(curve.kept) is None
+    assert curve.holds(curve.kept) == (1.2, False)  # at least so much
+    curve.kept = {1.0: [0.7], 1.2: [0.6]}
+    assert curve.holds(curve.kept) is None
 
 
 def test_counters_are_read_per_class_and_only_where_every_promise_was_kept() -> None:
