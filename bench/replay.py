@@ -165,9 +165,9 @@ def _samples(steps: Sequence[dict[str, Any]]) -> list[Sample]:
 def _simulate_all(args: argparse.Namespace, console: Console, tasks: Sequence[Task]) -> None:
     """Simulate every measured window with the step times of all; on all cores: nothing is timed."""
     folder: Path = args.results
-    found = {task: folder / f"{task.name}.json" for task in tasks}
-    results = {task: json.loads(path.read_text(encoding="utf-8")) for task, path in found.items()}
-    samples = [Sample(*row) for result in results.values() for row in result["steps"]]
+    paths = [folder / f"{task.name}.json" for task in tasks]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    samples = [Sample(*row) for result in results for row in result["steps"]]
     way_s = load_host(folder / HOST).way_in_s * 2
     profile_path, host_path = folder / SERVED_PROFILE, folder / SERVED_HOST
     quick = folder / QUICK_PROFILE
@@ -176,8 +176,9 @@ def _simulate_all(args: argparse.Namespace, console: Console, tasks: Sequence[Ta
     with ProcessPoolExecutor() as pool, _progress(console) as progress:
         bar = progress.add_task("simulating", total=len(tasks))
         one = partial(_simulated, args.targets, args.windows, profile, host)
-        for task, window in zip(tasks, pool.map(one, tasks), strict=True):
-            write_json(found[task], results[task] | {"simulated": window})
+        windows = pool.map(one, tasks)
+        for path, result, window in zip(paths, results, windows, strict=True):
+            write_json(path, result | {"simulated": window})
             progress.advance(bar)
 
 
@@ -247,9 +248,10 @@ def _tasks(plans: list[Planned], *, repeats: int) -> Iterator[Task]:
     for repeat in range(repeats):
         for load in loads:
             own = [p for p in plans if p.load == load]
-            for number in range(len(own[0].rates)):
+            for number in range(max(len(p.rates) for p in own)):
                 for p in own if repeat % 2 == 0 else reversed(own):
-                    yield Task(p, p.rates[number], repeat)
+                    if number < len(p.rates):
+                        yield Task(p, p.rates[number], repeat)
 
 
 def _key(args: argparse.Namespace, task: Task) -> dict[str, Any]:

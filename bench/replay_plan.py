@@ -58,11 +58,12 @@ class Planned:
     setting: str
     capacity: float
     tried: dict[str, float]  # setting -> predicted capacity
+    rates: tuple[float, ...]  # requests/s; plan.json may be given more of them by hand
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """Requests/s."""
-        return tuple(round(self.capacity * factor, 3) for factor in FACTORS)
+
+def rates_about(capacity: float) -> tuple[float, ...]:
+    """The rates to measure about a predicted capacity, requests/s."""
+    return tuple(round(capacity * factor, 3) for factor in FACTORS)
 
 
 def options_of(load: str, *, spec: ServiceSpec, duration_s: float) -> LoadOptions:
@@ -161,7 +162,7 @@ def plan(scenario: Scenario, load: str, policy: str, *, repeats: int) -> Planned
         start=fine[best],
         repeats=repeats,
     )
-    return Planned(load, policy, best, found.rate, tried | fine)
+    return Planned(load, policy, best, found.rate, tried | fine, rates_about(found.rate))
 
 
 def save_plans(path: Path, plans: Sequence[Planned], *, made: dict[str, Any]) -> None:
@@ -185,4 +186,7 @@ def load_plans(path: Path) -> list[Planned]:
     if not path.exists():
         return []
     rows = json.loads(path.read_text(encoding="utf-8"))["plans"]
-    return [Planned(r["load"], r["policy"], r["setting"], r["capacity"], r["tried"]) for r in rows]
+    return [
+        Planned(r["load"], r["policy"], r["setting"], r["capacity"], r["tried"], tuple(r["rates"]))
+        for r in rows
+    ]

@@ -4,13 +4,13 @@ import math
 
 import pytest
 from bench.replay_calibrate import noise_of, sample_of_step, thinned
-from bench.replay_plan import Planned
+from bench.replay_plan import Planned, rates_about
 from bench.replay_service import Counted, parse_counters, since
 from bench.replay_summary import Curve
 
 from sloserve.perf import Sample
 
-PLAN = Planned("conversation", "fcfs", "fcfs:max_batch_tokens=192", 1.0, {})
+PLAN = Planned("conversation", "fcfs", "fcfs:max_batch_tokens=192", 1.0, {}, rates_about(1.0))
 
 
 def test_the_rates_to_measure_lie_around_the_predicted_capacity() -> None:
