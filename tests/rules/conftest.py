@@ -35,7 +35,12 @@ def a_service() -> MakeSpec:
         classes: Mapping[str, object] | None = None, *, period: str = "7d", **spec: Any
     ) -> ServiceSpec:
         declared = [
-            {"name": name, "ttft": {"target": "1s"}, "tpot": "100ms", "objectivePercent": percent}
+            {
+                "name": name,
+                "ttft": {"target": "1s"},
+                "tpot": "100ms",
+                "objectivePercent": f"{percent}",
+            }
             for name, percent in (classes or {"chat": 99}).items()
         ]
         return parse_service(

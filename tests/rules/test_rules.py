@@ -140,7 +140,7 @@ def test_any_manifest_gives_rules_that_read_only_its_own_series(
                         "name": f"c{i}",
                         "ttft": {"target": "1s"},
                         "tpot": "50ms",
-                        "objectivePercent": percent,
+                        "objectivePercent": f"{percent}",
                     }
                     for i, percent in enumerate(percents)
                 ],
