@@ -1,0 +1,53 @@
+"""kubectl, in one namespace."""
+
+import json
+import subprocess
+from dataclasses import dataclass, replace
+from typing import Any
+
+Obj = dict[str, Any]
+
+
+class Refused(Exception):
+    """kubectl ended with an error; the message is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kubectl:
+    """`kubectl("get", "pods")`: what it printed. Raises Refused when it fails."""
+
+    program: str = "kubectl"
+    namespace: str = "default"
+
+    def within(self, namespace: str) -> "Kubectl":
+        """The same in another namespace."""
+        return replace(self, namespace=namespace)
+
+    def __call__(self, *words: str, text: str | None = None, timeout_s: float = 180) -> str:
+        command = [self.program, "--namespace", self.namespace, *words]
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, check=False, timeout=timeout_s
+        )
+        if done.returncode:
+            raise Refused(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def apply(self, *objects: Obj) -> str:
+        """Apply objects as a person does with a file."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        return self("apply", "-f", "-", text=json.dumps(listed))
+
+    def get(self, kind: str, name: str) -> Obj | None:
+        """The object, or None when there is none."""
+        found = self("get", kind, name, "--ignore-not-found", "-o", "json")
+        return json.loads(found) if found else None
+
+    def list(self, kind: str, selector: str = "") -> list[Obj]:
+        """All objects of a kind in the namespace."""
+        words = ["--selector", selector] if selector else []
+        items: list[Obj] = json.loads(self("get", kind, "-o", "json", *words))["items"]
+        return items
+
+    def patch(self, kind: str, name: str, change: Obj) -> str:
+        """Merge a change into an object."""
+        return self("patch", kind, name, "--type=merge", "--patch", json.dumps(change))

@@ -1,0 +1,175 @@
+"""One SLOService in the cluster: apply it, watch it, talk to it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from e2e.harness.kubectl import Kubectl, Obj
+from e2e.harness.waiting import until
+
+CHAT: Obj = {
+    "name": "chat",
+    "ttft": {"target": "2s"},
+    "tpot": "200ms",
+    "objectivePercent": 95,
+}
+"""A promise that a simulated replica keeps easily, on a busy machine too."""
+
+
+def manifest(name: str, **spec: Any) -> Obj:
+    """A service of simulated replicas, one gateway and the class `chat`; `spec` goes over it."""
+    base: Obj = {
+        "model": {"source": "builtin://sim?profile=h200"},
+        "sloClasses": [CHAT],
+        "replicas": 1,
+        "gateway": {"replicas": 1, "service": {"type": "NodePort"}},
+        "drain": {"timeout": "60s"},
+    }
+    gateway = {**base["gateway"], **spec.pop("gateway", {})}
+    return {
+        "apiVersion": "sloserve.io/v1alpha1",
+        "kind": "SLOService",
+        "metadata": {"name": name},
+        "spec": {**base, **spec, "gateway": gateway},
+    }
+
+
+class Service:
+    """
+    A service by name. `apply(**spec)` takes fields of `spec` over the defaults of `manifest`.
+
+    Clients come from outside, through the NodePort of the gateway Service at `host`.
+    """
+
+    def __init__(
+        self, kubectl: Kubectl, name: str, *, host: str, labels: Mapping[str, str] | None = None
+    ) -> None:
+        self.kubectl, self.name, self.host = kubectl, name, host
+        self.labels = dict(labels or {})
+        self._port: int | None = None
+
+    # --- as its owner ---------------------------------------------------------------------------
+
+    def apply(self, **spec: Any) -> None:
+        """Apply it with these fields."""
+        made = manifest(self.name, **spec)
+        made["metadata"]["labels"] = self.labels
+        self.kubectl.apply(made)
+
+    def change(self, **spec: Any) -> None:
+        """Merge these fields into its spec."""
+        self.kubectl.patch("slosvc", self.name, {"spec": spec})
+
+    def wait(self, condition: str, *, timeout_s: float = 180) -> None:
+        """`kubectl wait --for=condition=...` for this generation."""
+        words = (f"--for=condition={condition}", f"--timeout={timeout_s:g}s", self.ref)
+        self.kubectl("wait", *words, timeout_s=timeout_s + 30)
+
+    def ready(self, **spec: Any) -> "Service":
+        """Apply it, and wait until this generation serves."""
+        self.apply(**spec)
+        self.wait_ready()
+        return self
+
+    def wait_ready(self, *, timeout_s: float = 180) -> None:
+        """Wait until the newest generation serves."""
+
+        def holds() -> bool:
+            now = self.object()
+            told = self.condition("Ready", now)
+            newest = told.get("observedGeneration") == now["metadata"]["generation"]
+            return newest and told.get("status") == "True"
+
+        until(holds, f"{self.ref} is Ready", timeout_s=timeout_s)
+
+    @property
+    def ref(self) -> str:
+        """As kubectl names it."""
+        return f"slosvc/{self.name}"
+
+    def object(self) -> Obj:
+        """As the API server has it."""
+        found = self.kubectl.get("slosvc", self.name)
+        assert found, f"{self.ref} is gone"
+        return found
+
+    def status(self) -> Obj:
+        """Its status."""
+        status: Obj = self.object().get("status") or {}
+        return status
+
+    def condition(self, kind: str, obj: Obj | None = None) -> Obj:
+        """One condition; {} when it is not there."""
+        status = (obj or self.object()).get("status") or {}
+        found = [c for c in status.get("conditions", ()) if c["type"] == kind]
+        return found[0] if found else {}
+
+    def until_condition(
+        self, kind: str, status: str, reason: str | None = None, *, timeout_s: float = 120
+    ) -> Obj:
+        """Wait for a condition with this status and reason; the condition."""
+
+        def holds() -> Obj | None:
+            told = self.condition(kind)
+            fits = told.get("status") == status and reason in (None, told.get("reason"))
+            return told if fits else None
+
+        what = f"{kind} of {self.ref} is {status} {reason or ''}"
+        told = until(holds, what, timeout_s=timeout_s)
+        assert told
+        return told
+
+    def pods(self, part: str) -> list[Obj]:
+        """Pods of `replica` or `gateway` that are not on their way out."""
+        selector = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={part}"
+        found = self.kubectl.list("pods", selector)
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def pod_names(self, part: str) -> set[str]:
+        """Names of those pods."""
+        return {pod["metadata"]["name"] for pod in self.pods(part)}
+
+    # --- as its client --------------------------------------------------------------------------
+
+    @property
+    def base_url(self) -> str:
+        """Base URL for clients outside the cluster, ends in /v1."""
+        if self._port is None:
+            service = until(
+                lambda: self.kubectl.get("service", f"{self.name}-gateway"),
+                f"the gateway Service of {self.ref} is there",
+            )
+            assert service
+            self._port = service["spec"]["ports"][0]["nodePort"]
+        return f"http://{self.host}:{self._port}/v1"
+
+    def complete(
+        self,
+        *,
+        prompt_tokens: int = 16,
+        max_tokens: int = 8,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 60,
+    ) -> httpx.Response:
+        """One completion that is not streamed; whatever the answer is."""
+        body = {
+            "model": self.name,
+            "prompt": list(range(100, 100 + prompt_tokens)),
+            "max_tokens": max_tokens,
+            "ignore_eos": True,
+        }
+        url, told = f"{self.base_url}/completions", dict(headers or {})
+        return httpx.post(url, json=body, headers=told, timeout=timeout_s)
+
+    def replica_reports(self) -> dict[str, str]:
+        """Metrics of every replica, by pod, read through the API server."""
+        path = f"/api/v1/namespaces/{self.kubectl.namespace}/pods/"
+        return {
+            name: self.kubectl("get", "--raw", f"{path}{name}:8000/proxy/metrics")
+            for name in self.pod_names("replica")
+        }
+
+    def describe(self) -> str:
+        """Everything a person wants to see when a story failed."""
+        return json.dumps(self.kubectl.get("slosvc", self.name), indent=1)
