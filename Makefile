@@ -25,7 +25,7 @@ BUILD_ARGS ?=
 BUILD      ?= $(BUILDER) build --tag $(1) --file $(2) --target $(3) $(BUILD_ARGS) .
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up bench test check format generate images clean
+.PHONY: help setup up bench test e2e check format generate images clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,13 @@ bench: $(STAMP)  ## load the service that `make up` started (ARGS="--help")
 
 test: $(STAMP)  ## run the whole test suite (ARGS="-k planner")
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+e2e: $(STAMP)  ## run the stories of e2e/ on KUBECONFIG's cluster, else on one made by kind
+ifeq ($(KUBECONFIG),)
+	e2e/on-kind
+else
+	$(BIN)/python -m pytest e2e --durations=0 $(ARGS)
+endif
 
 check: $(STAMP)  ## formatting, lint, types, imports
 	$(BIN)/ruff format --check
