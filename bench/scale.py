@@ -39,6 +39,8 @@ CHUNK = 100
 REST_S = 30.0
 POLL_S = 15.0
 POLLED_S = 60.0
+STANDBY_S = 8.0
+"""Until the second process has seen the Lease of the first."""
 
 
 def main() -> None:
@@ -163,33 +165,36 @@ async def polled(namespace: str, num_services: int, num_gateways: int) -> tuple[
 
 
 async def hand_over(namespace: str) -> list[tuple[str, ...]]:
-    """Seconds until another process holds the Lease."""
-    rows = []
+    """Seconds until another process holds the Lease, for both ways to end."""
     kube = await Kube.connect(num_connections=2)
+    rows = []
     for sign, bar in ((signal.SIGTERM, "about 1 s"), (signal.SIGKILL, "< 20 s")):
-        words = ["--namespace", namespace, "--watch-namespace", namespace]
-        words += ["--listen", "127.0.0.1:0"]
-        processes = []
-        try:
-            for number in range(2):
-                command = [sys.executable, "-m", "sloserve_operator.cli", *words]
-                command += ["--identity", f"{sign.name}-{number}"]
-                processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
-                await asyncio.sleep(0 if number else 3)
-            await until(lambda: holds(kube, namespace, f"{sign.name}-0"), timeout_s=60)
-            await asyncio.sleep(8)  # the second stands by
-            begun_s = time.monotonic()
-            processes[0].send_signal(sign)
-            await until(lambda: holds(kube, namespace, f"{sign.name}-1"), timeout_s=60)
-            rows.append((f"Lease hand-over on {sign.name}", bar,
-                         f"{time.monotonic() - begun_s:.1f} s"))  # fmt: skip
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+        took_s = await time_hand_over(kube, namespace, sign)
+        rows.append((f"Lease hand-over on {sign.name}", bar, f"{took_s:.1f} s"))
         kubectl("-n", namespace, "delete", "leases", "--all")
     await kube.close()
     return rows
+
+
+async def time_hand_over(kube: Kube, namespace: str, sign: signal.Signals) -> float:
+    """Two processes; the first gets the signal when the second stands by."""
+    command = [sys.executable, "-m", "sloserve_operator.cli", "--listen", "127.0.0.1:0"]
+    command += ["--namespace", namespace, "--watch-namespace", namespace, "--identity"]
+    processes = []
+    try:
+        for identity in ("first", "second"):
+            processes.append(subprocess.Popen([*command, identity], stderr=subprocess.DEVNULL))
+            if identity == "first":
+                await until(lambda: holds(kube, namespace, "first"), timeout_s=60)
+        await asyncio.sleep(STANDBY_S)
+        begun_s = time.monotonic()
+        processes[0].send_signal(sign)
+        await until(lambda: holds(kube, namespace, "second"), timeout_s=60)
+        return time.monotonic() - begun_s
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 async def holds(kube: Kube, namespace: str, identity: str) -> bool:
