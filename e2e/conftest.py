@@ -248,6 +248,21 @@ def kubectl(
 
 
 @pytest.fixture
+def restricted(cluster: Kubectl) -> Iterator[Callable[[str], Kubectl]]:
+    """`restricted("other")`: kubectl in one more restricted namespace of this story."""
+    made: list[str] = []
+
+    def make(name: str) -> Kubectl:
+        made.append(f"e2e-{uuid.uuid4().hex[:8]}-{name}")
+        make_namespace(cluster, made[-1])
+        return cluster.within(made[-1])
+
+    yield make
+    for namespace in made:
+        cluster("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.fixture
 def make_service(kubectl: Kubectl, release: Release, host: str) -> Callable[..., Service]:
     """`make_service("name")`: a service of this story's namespace; not applied yet."""
     labels = dict([release.selector.split("=")]) if release.selector else {}
