@@ -17,13 +17,16 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from e2e.harness.killing import Killer
 from e2e.harness.kubectl import Kubectl, Obj, Refused
 from e2e.harness.service import Service
+from e2e.harness.waiting import until
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "sloserve"
@@ -151,6 +154,30 @@ class Release:
         found = self.kubectl.list("pods", f"app.kubernetes.io/instance={self.name}")
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
+    def holder(self) -> str:
+        """Who holds the Lease: the pod's uid and a few letters; empty when nobody does."""
+        lease = self.kubectl.get("lease", self.operator.partition("/")[2])
+        return str(lease["spec"].get("holderIdentity") or "") if lease else ""
+
+    def leader(self) -> Obj | None:
+        """The operator's pod that holds the Lease."""
+        holder = self.holder()
+        pods = [p for p in self.operator_pods() if holder.startswith(p["metadata"]["uid"])]
+        return pods[0] if pods else None
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Without any operator while the block runs."""
+        count = self.kubectl("get", self.operator, "-o", "jsonpath={.spec.replicas}")
+        self.kubectl("scale", self.operator, "--replicas=0")
+        label = f"app.kubernetes.io/instance={self.name}"
+        until(lambda: not self.kubectl.list("pods", label), "the operator is gone")
+        try:
+            yield
+        finally:
+            self.kubectl("scale", self.operator, f"--replicas={count}")
+            self.kubectl("rollout", "status", self.operator, "--timeout=120s")
+
 
 @pytest.fixture(scope="session")
 def release(cluster: Kubectl) -> Iterator[Release]:
@@ -175,6 +202,22 @@ def release(cluster: Kubectl) -> Iterator[Release]:
         cluster("delete", "namespace", namespace, "--wait=false")
 
 
+@pytest.fixture
+def changing(release: Release) -> Iterator[Release]:
+    """The release, for a story that changes it; it is as before when the story is over."""
+    yield release
+    release.install()
+
+
+@pytest.fixture(scope="session")
+def kill(cluster: Kubectl, release: Release) -> Iterator[Killer]:
+    """kill -9 for containers."""
+    namespace = f"e2e-kill-{uuid.uuid4().hex[:8]}"
+    make_namespace(cluster, namespace, standard="privileged")
+    yield Killer(cluster.within(namespace), f"localhost/sloserve-operator:{release.tag}")
+    cluster("delete", "namespace", namespace, "--wait=false")
+
+
 def selecting(release: Release) -> list[str]:
     """Words for kubectl that select the services of this run."""
     return ["--selector", release.selector] if release.selector else []
@@ -183,9 +226,9 @@ def selecting(release: Release) -> list[str]:
 # --- a story's own -------------------------------------------------------------------------------
 
 
-def make_namespace(kubectl: Kubectl, name: str) -> None:
-    """A namespace that enforces the restricted Pod Security standard."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+def make_namespace(kubectl: Kubectl, name: str, *, standard: str = "restricted") -> None:
+    """A namespace that enforces a Pod Security standard."""
+    labels = {"pod-security.kubernetes.io/enforce": standard}
     metadata = {"name": name, "labels": labels}
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
@@ -201,7 +244,22 @@ def kubectl(
     yield within
     if any(request.node.stash.get(OUTCOMES, {}).values()):
         print_everything(within, release)
-    cluster("delete", "namespace", namespace, "--wait=false")
+    cluster("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture
+def restricted(cluster: Kubectl) -> Iterator[Callable[[str], Kubectl]]:
+    """`restricted("other")`: kubectl in one more restricted namespace of this story."""
+    made: list[str] = []
+
+    def make(name: str) -> Kubectl:
+        made.append(f"e2e-{uuid.uuid4().hex[:8]}-{name}")
+        make_namespace(cluster, made[-1])
+        return cluster.within(made[-1])
+
+    yield make
+    for namespace in made:
+        cluster("delete", "namespace", namespace, "--wait=false")
 
 
 @pytest.fixture

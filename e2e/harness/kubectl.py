@@ -29,7 +29,8 @@ class Kubectl:
             command, input=text, capture_output=True, text=True, check=False, timeout=timeout_s
         )
         if done.returncode:
-            raise Refused(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
+            said = done.stderr.strip() or done.stdout.strip()
+            raise Refused(f"kubectl {' '.join(words)}: {said}")
         return done.stdout.strip()
 
     def apply(self, *objects: Obj) -> str:

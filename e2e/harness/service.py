@@ -16,6 +16,11 @@ CHAT: Obj = {
 }
 """A promise that a simulated replica keeps easily, on a busy machine too."""
 
+OURS = "app.kubernetes.io/managed-by=sloserve-operator"
+CHILD_KINDS = (
+    "deployments,services,configmaps,serviceaccounts,poddisruptionbudgets,networkpolicies,pods"
+)
+
 
 def manifest(name: str, **spec: Any) -> Obj:
     """A service of simulated replicas, one gateway and the class `chat`; `spec` goes over it."""
@@ -35,6 +40,11 @@ def manifest(name: str, **spec: Any) -> Obj:
     }
 
 
+def _containers(pod: Obj) -> list[Obj]:
+    statuses: list[Obj] = pod["status"].get("containerStatuses") or []
+    return statuses
+
+
 class Service:
     """
     A service by name. `apply(**spec)` takes fields of `spec` over the defaults of `manifest`.
@@ -51,11 +61,15 @@ class Service:
 
     # --- as its owner ---------------------------------------------------------------------------
 
-    def apply(self, **spec: Any) -> None:
-        """Apply it with these fields."""
+    def manifest(self, **spec: Any) -> Obj:
+        """What its owner writes."""
         made = manifest(self.name, **spec)
         made["metadata"]["labels"] = self.labels
-        self.kubectl.apply(made)
+        return made
+
+    def apply(self, **spec: Any) -> None:
+        """Apply it with these fields."""
+        self.kubectl.apply(self.manifest(**spec))
 
     def change(self, **spec: Any) -> None:
         """Merge these fields into its spec."""
@@ -129,6 +143,24 @@ class Service:
     def pod_names(self, part: str) -> set[str]:
         """Names of those pods."""
         return {pod["metadata"]["name"] for pod in self.pods(part)}
+
+    def processes(self, part: str) -> set[tuple[str, int]]:
+        """Uid and restarts of each of those pods: the same set means the same processes."""
+        return {
+            (pod["metadata"]["uid"], sum(s["restartCount"] for s in _containers(pod)))
+            for pod in self.pods(part)
+        }
+
+    def children(self) -> list[Obj]:
+        """Everything in the namespace that has the labels of its children, pods too."""
+        selector = f"app.kubernetes.io/instance={self.name},{OURS}"
+        return self.kubectl.list(CHILD_KINDS, selector)
+
+    def writers(self, field: str) -> set[str]:
+        """Who wrote a field of its spec, as the API server's books have it."""
+        words = ("get", self.ref, "--show-managed-fields", "-o", "json")
+        books = json.loads(self.kubectl(*words))["metadata"]["managedFields"]
+        return {e["manager"] for e in books if f"f:{field}" in e["fieldsV1"].get("f:spec", {})}
 
     # --- as its client --------------------------------------------------------------------------
 
