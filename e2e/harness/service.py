@@ -1,11 +1,12 @@
 """One SLOService in the cluster: apply it, watch it, talk to it."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
-from e2e.harness.kubectl import Kubectl, Obj
+from e2e.harness.kubectl import Kubectl, Obj, Refused
 from e2e.harness.waiting import until
 
 CHAT: Obj = {
@@ -129,6 +130,49 @@ class Service:
     def pod_names(self, part: str) -> set[str]:
         """Names of those pods."""
         return {pod["metadata"]["name"] for pod in self.pods(part)}
+
+    def all_pods(self, *parts: str) -> list[Obj]:
+        """Pods of these parts, those on their way out too."""
+        component = f"app.kubernetes.io/component in ({','.join(parts or ('replica', 'gateway'))})"
+        return self.kubectl.list("pods", f"app.kubernetes.io/instance={self.name},{component}")
+
+    def until_gone(self, pods: Iterable[str], *, timeout_s: float = 120) -> None:
+        """Wait until the last process of these pods has ended."""
+        gone = set(pods)
+
+        def left() -> set[str]:
+            return gone & {pod["metadata"]["name"] for pod in self.all_pods()}
+
+        until(lambda: not left(), f"{sorted(gone)} are gone", timeout_s=timeout_s)
+
+    # --- its processes --------------------------------------------------------------------------
+
+    def python(self, pod: str, code: str) -> str:
+        """Run Python in a pod; what it printed. Raises Refused."""
+        return self.kubectl("exec", pod, "--", "python", "-c", code)
+
+    def tell_to_stop(self, pod: str) -> None:
+        """SIGTERM to the process of a pod that stays."""
+        self.python(pod, "import os, signal; os.kill(1, signal.SIGTERM)")
+
+    def kill(self, pod: str) -> None:
+        """
+        SIGKILL to the process of a pod, which needs `shareProcessNamespace` (nobody can kill the
+        first process of a namespace from inside). The kubelet starts it again.
+        """
+        with contextlib.suppress(Refused):  # it takes this one with it
+            self.python(pod, "import os, signal; os.kill(-1, signal.SIGKILL)")
+
+    def gateway_report(self, pod: str) -> Obj:
+        """What a gateway tells the operator."""
+        url = "http://127.0.0.1:9090/report"
+        code = f"from urllib.request import urlopen; print(urlopen({url!r}).read().decode())"
+        told: Obj = json.loads(self.python(pod, code))
+        return told
+
+    def replicas_seen(self, gateway: str) -> dict[str, Obj]:
+        """The replicas as one gateway sees them, by pod name (or address, when they are silent)."""
+        return {seen["replica"]: seen for seen in self.gateway_report(gateway)["replicas"]}
 
     # --- as its client --------------------------------------------------------------------------
 
