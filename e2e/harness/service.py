@@ -131,6 +131,20 @@ class Service:
         """Names of those pods."""
         return {pod["metadata"]["name"] for pod in self.pods(part)}
 
+    def ready_pods(self, part: str) -> set[str]:
+        """Names of those that take requests."""
+        return {
+            pod["metadata"]["name"]
+            for pod in self.pods(part)
+            for told in pod["status"].get("conditions", ())
+            if told["type"] == "Ready" and told["status"] == "True"
+        }
+
+    def pods_on(self, node: str, *parts: str) -> set[str]:
+        """Names of the pods of these parts on a node, those on their way out too."""
+        pods = self.all_pods(*parts)
+        return {pod["metadata"]["name"] for pod in pods if pod["spec"].get("nodeName") == node}
+
     def all_pods(self, *parts: str) -> list[Obj]:
         """Pods of these parts, those on their way out too."""
         component = f"app.kubernetes.io/component in ({','.join(parts or ('replica', 'gateway'))})"

@@ -17,7 +17,7 @@ class Watch:
     def __init__(self, kubectl: Kubectl, kind: str, name: str) -> None:
         words = ["--namespace", kubectl.namespace, "get", kind, name, "--watch", "-o", "json"]
         self._command = [kubectl.program, *words]
-        self._file: IO[bytes] = tempfile.NamedTemporaryFile()
+        self._file: IO[bytes] = tempfile.NamedTemporaryFile()  # noqa: SIM115  closed on leaving
         self._process: subprocess.Popen[bytes] | None = None
         self.seen: list[Obj] = []
 
