@@ -30,10 +30,11 @@ def test_only_streams_on_a_lost_node_fail_and_say_so(
 ) -> None:
     names = [node["metadata"]["name"] for node in nodes]
     service.ready(replicas=2, gateway={"replicas": 2}, drain={"timeout": "5s"})
+    service.until_found()
     where = {name: service.pods_on(name, "replica") for name in names}
     assert sorted(map(len, where.values()))[-2:] == [1, 1], f"replicas do not spread: {where}"
     first = min(service.pod_names("gateway"))
-    with Traffic(service, rate=2, output_tokens=600) as traffic:  # to see where streams run
+    with Traffic(service, rate=2, output_tokens=400) as traffic:  # to see where streams run
         traffic.more(2)
         seen = service.replicas_seen(first)
         busiest = max(seen.values(), key=lambda replica: replica["running"])["replica"]
@@ -43,7 +44,7 @@ def test_only_streams_on_a_lost_node_fail_and_say_so(
     gone = service.pods_on(node, *PARTS)
     with (
         forward(kubectl, left, 8080) as url,
-        Traffic(service, rate=2, output_tokens=600, base_url=f"{url}/v1") as traffic,
+        Traffic(service, rate=2, output_tokens=400, base_url=f"{url}/v1") as traffic,
     ):
         until(
             lambda: service.replicas_seen(left)[busiest]["running"],

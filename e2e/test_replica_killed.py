@@ -15,7 +15,7 @@ def test_streams_of_a_killed_replica_end_with_an_error_and_the_rest_goes_on(
     service.ready(replicas=2, engine=SHARED)
     (gateway,) = service.pod_names("gateway")
     pods = service.pod_names("replica")
-    until(lambda: service.replicas_seen(gateway).keys() == pods, "the gateway knows both")
+    service.until_found()
     at_rest = {name: capacity(seen) for name, seen in service.replicas_seen(gateway).items()}
     with Traffic(service, rate=2, output_tokens=600) as traffic:
         traffic.more(4)
@@ -24,7 +24,7 @@ def test_streams_of_a_killed_replica_end_with_an_error_and_the_rest_goes_on(
         before_s = traffic.now_s
         service.kill(busiest)
         after_s = traffic.now_s
-        until(lambda: restarts(service)[busiest] == 1, "the kubelet starts it again")
+        until(lambda: service.restarts("replica")[busiest] == 1, "the kubelet starts it again")
         until(lambda: busiest in service.ready_pods("replica"), "it is ready again")
         traffic.more(8)
     failed = [r for r in traffic.seen.records if r.ending is not Ending.FINISHED]
@@ -47,11 +47,3 @@ def test_streams_of_a_killed_replica_end_with_an_error_and_the_rest_goes_on(
 def capacity(seen: dict[str, object]) -> tuple[object, ...]:
     """What a replica can take, as its gateway knows it."""
     return seen["state"], seen.get("running"), seen.get("freeBlocks"), str(seen.get("frontier"))
-
-
-def restarts(service: Service) -> dict[str, int]:
-    """How often each replica was started again."""
-    return {
-        pod["metadata"]["name"]: sum(s["restartCount"] for s in pod["status"]["containerStatuses"])
-        for pod in service.pods("replica")
-    }

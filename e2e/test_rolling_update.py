@@ -13,6 +13,7 @@ def test_replicas_roll_and_the_promise_is_kept_meanwhile(
     service: Service, kubectl: Kubectl
 ) -> None:
     service.ready(replicas=2, gateway={"replicas": 2})
+    service.until_found()
     before = service.pod_names("replica")
     with (
         Watch(kubectl, "deployment", f"{service.name}-replica") as watch,

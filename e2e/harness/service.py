@@ -161,6 +161,15 @@ class Service:
 
     # --- its processes --------------------------------------------------------------------------
 
+    def restarts(self, part: str) -> dict[str, int]:
+        """How often the processes of each pod of a part were started again."""
+        return {
+            pod["metadata"]["name"]: sum(
+                status["restartCount"] for status in pod["status"]["containerStatuses"]
+            )
+            for pod in self.pods(part)
+        }
+
     def python(self, pod: str, code: str) -> str:
         """Run Python in a pod; what it printed. Raises Refused."""
         return self.kubectl("exec", pod, "--", "python", "-c", code)
@@ -187,6 +196,21 @@ class Service:
     def replicas_seen(self, gateway: str) -> dict[str, Obj]:
         """The replicas as one gateway sees them, by pod name (or address, when they are silent)."""
         return {seen["replica"]: seen for seen in self.gateway_report(gateway)["replicas"]}
+
+    def until_found(self) -> None:
+        """
+        Wait until every gateway knows every replica: cluster DNS may remember for half a minute
+        that there was none. Requests are held meanwhile, which keeps no promise.
+        """
+        replicas = self.pod_names("replica")
+
+        def found() -> bool:
+            return all(
+                replicas <= {name for name, r in self.replicas_seen(g).items() if is_ready(r)}
+                for g in self.pod_names("gateway")
+            )
+
+        until(found, "every gateway knows every replica", pause_s=1)
 
     # --- as its client --------------------------------------------------------------------------
 
@@ -231,3 +255,8 @@ class Service:
     def describe(self) -> str:
         """Everything a person wants to see when a story failed."""
         return json.dumps(self.kubectl.get("slosvc", self.name), indent=1)
+
+
+def is_ready(replica: Obj) -> bool:
+    """Whether a gateway's replica takes requests."""
+    return bool(replica["state"] == "ready")
