@@ -275,21 +275,33 @@ def service(make_service: Callable[..., Service]) -> Service:
     return make_service()
 
 
+class LostNodes:
+    """`lost_nodes(name)` cuts a node off the network, `lost_nodes.back(name)` returns it."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command.split()
+        self.names: list[str] = []
+
+    def __call__(self, name: str) -> None:
+        self.names.append(name)
+        subprocess.run([*self._command, name], check=True, timeout=60)
+
+    def back(self, name: str) -> None:
+        """Return it."""
+        subprocess.run([*self._command, name, "--back"], check=True, timeout=60)
+        self.names.remove(name)
+
+
 @pytest.fixture
-def lose_node() -> Iterator[Callable[[str], None]]:
+def lose_node() -> Iterator[LostNodes]:
     """Cuts a node off the network; it is back when the story is over."""
     command = os.environ.get("E2E_LOSE_NODE")
     if not command:
         pytest.skip("needs a command that cuts a node off: set E2E_LOSE_NODE")
-    lost: list[str] = []
-
-    def lose(node: str) -> None:
-        lost.append(node)
-        subprocess.run([*command.split(), node], check=True, timeout=60)
-
-    yield lose
-    for node in lost:
-        subprocess.run([*command.split(), node, "--back"], check=True, timeout=60)
+    lost = LostNodes(command)
+    yield lost
+    for name in list(lost.names):
+        lost.back(name)
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """One SLOService in the cluster: apply it, watch it, talk to it."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
-from e2e.harness.kubectl import Kubectl, Obj
+from e2e.harness.kubectl import Kubectl, Obj, Refused
 from e2e.harness.waiting import until
 
 CHAT: Obj = {
@@ -162,6 +163,87 @@ class Service:
         books = json.loads(self.kubectl(*words))["metadata"]["managedFields"]
         return {e["manager"] for e in books if f"f:{field}" in e["fieldsV1"].get("f:spec", {})}
 
+    def ready_pods(self, part: str) -> set[str]:
+        """Names of those that take requests."""
+        return {
+            pod["metadata"]["name"]
+            for pod in self.pods(part)
+            for told in pod["status"].get("conditions", ())
+            if told["type"] == "Ready" and told["status"] == "True"
+        }
+
+    def pods_on(self, node: str, *parts: str) -> set[str]:
+        """Names of the pods of these parts on a node, those on their way out too."""
+        pods = self.all_pods(*parts)
+        return {pod["metadata"]["name"] for pod in pods if pod["spec"].get("nodeName") == node}
+
+    def all_pods(self, *parts: str) -> list[Obj]:
+        """Pods of these parts, those on their way out too."""
+        component = f"app.kubernetes.io/component in ({','.join(parts or ('replica', 'gateway'))})"
+        return self.kubectl.list("pods", f"app.kubernetes.io/instance={self.name},{component}")
+
+    def until_gone(self, pods: Iterable[str], *, timeout_s: float = 120) -> None:
+        """Wait until the last process of these pods has ended."""
+        gone = set(pods)
+
+        def left() -> set[str]:
+            return gone & {pod["metadata"]["name"] for pod in self.all_pods()}
+
+        until(lambda: not left(), f"{sorted(gone)} are gone", timeout_s=timeout_s)
+
+    # --- its processes --------------------------------------------------------------------------
+
+    def restarts(self, part: str) -> dict[str, int]:
+        """How often the processes of each pod of a part were started again."""
+        return {
+            pod["metadata"]["name"]: sum(
+                status["restartCount"] for status in pod["status"]["containerStatuses"]
+            )
+            for pod in self.pods(part)
+        }
+
+    def python(self, pod: str, code: str) -> str:
+        """Run Python in a pod; what it printed. Raises Refused."""
+        return self.kubectl("exec", pod, "--", "python", "-c", code)
+
+    def tell_to_stop(self, pod: str) -> None:
+        """SIGTERM to the process of a pod that stays."""
+        self.python(pod, "import os, signal; os.kill(1, signal.SIGTERM)")
+
+    def kill(self, pod: str) -> None:
+        """
+        SIGKILL to the process of a pod, which needs `shareProcessNamespace` (nobody can kill the
+        first process of a namespace from inside). The kubelet starts it again.
+        """
+        with contextlib.suppress(Refused):  # it takes this one with it
+            self.python(pod, "import os, signal; os.kill(-1, signal.SIGKILL)")
+
+    def gateway_report(self, pod: str) -> Obj:
+        """What a gateway tells the operator."""
+        url = "http://127.0.0.1:9090/report"
+        code = f"from urllib.request import urlopen; print(urlopen({url!r}).read().decode())"
+        told: Obj = json.loads(self.python(pod, code))
+        return told
+
+    def replicas_seen(self, gateway: str) -> dict[str, Obj]:
+        """The replicas as one gateway sees them, by pod name (or address, when they are silent)."""
+        return {seen["replica"]: seen for seen in self.gateway_report(gateway)["replicas"]}
+
+    def until_found(self) -> None:
+        """
+        Wait until every gateway knows every replica: cluster DNS may remember for half a minute
+        that there was none. Requests are held meanwhile, which keeps no promise.
+        """
+        replicas = self.pod_names("replica")
+
+        def found() -> bool:
+            return all(
+                replicas <= {name for name, r in self.replicas_seen(g).items() if is_ready(r)}
+                for g in self.pod_names("gateway")
+            )
+
+        until(found, "every gateway knows every replica", pause_s=1)
+
     # --- as its client --------------------------------------------------------------------------
 
     @property
@@ -205,3 +287,8 @@ class Service:
     def describe(self) -> str:
         """Everything a person wants to see when a story failed."""
         return json.dumps(self.kubectl.get("slosvc", self.name), indent=1)
+
+
+def is_ready(replica: Obj) -> bool:
+    """Whether a gateway's replica takes requests."""
+    return bool(replica["state"] == "ready")

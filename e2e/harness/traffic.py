@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import aiohttp
 from e2e.harness.service import Service, manifest
+from e2e.harness.waiting import until
 
 from sloserve.load import Ending, Judged, Record, judge, run_load
 from sloserve.load.endpoint import Endpoint, Prompts
@@ -76,6 +77,7 @@ class Traffic:
 
     `rate` requests/s of `output_tokens` tokens each, classes in turn. Leaving the block stops new
     requests and waits for the open ones, at most `drain_s`. `seconds(n)` lets it run.
+    `base_url` (ends in /v1) goes past the Service.
     """
 
     def __init__(
@@ -87,15 +89,17 @@ class Traffic:
         output_tokens: int = 100,
         classes: list[Mapping[str, Any]] | None = None,
         drain_s: float = 60.0,
+        base_url: str | None = None,
     ) -> None:
         spec = parse_service(manifest(service.name, **({"sloClasses": classes} if classes else {})))
         self._classes: dict[str, SloClass] = {c.name: c for c in spec.classes}
-        self._endpoint = Endpoint(service.base_url, service.name)
+        self._endpoint = Endpoint(base_url or service.base_url, service.name)
         self._trace = _Endless(rate, prompt_tokens, output_tokens, list(self._classes))
         self._drain_s = drain_s
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
         self._records: list[Record] = []
         self._error: BaseException | None = None
+        self._start_s = 0.0
         self.num_ended = 0
 
     def __enter__(self) -> "Traffic":
@@ -117,6 +121,16 @@ class Traffic:
         """Let it run for a while."""
         time.sleep(duration_s)
 
+    def more(self, num_ended: int, *, timeout_s: float = 60) -> None:
+        """Let it run until so many more requests have ended."""
+        wanted = self.num_ended + num_ended
+        until(lambda: self.num_ended >= wanted, f"{num_ended} more requests", timeout_s=timeout_s)
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since its start, as in the records."""
+        return time.perf_counter() - self._start_s
+
     @property
     def seen(self) -> Seen:
         """What came of it; after the block only."""
@@ -133,6 +147,7 @@ class Traffic:
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            self._start_s = time.perf_counter()
             self._records, _ = await run_load(
                 session,
                 self._endpoint,

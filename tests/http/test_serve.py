@@ -70,6 +70,30 @@ def test_two_applications_are_served_side_by_side_and_stop_together() -> None:
         httpx.get(urls[0])
 
 
+def test_who_stops_listening_goes_on_with_the_connections_that_are_there() -> None:
+    sock = serve.bind("127.0.0.1", 0)
+    url = serve.url_of(sock)
+
+    async def main() -> None:
+        async with (
+            serve.serving([serve.Listener(hello, sock)]) as running,
+            httpx.AsyncClient() as client,
+            httpx.AsyncClient() as late,
+        ):
+            assert (await client.get(url)).text == "hello"
+            running.stop_listening()
+            assert running.num_connections == 1
+            assert (await client.get(url)).text == "hello"
+            with pytest.raises(httpx.ConnectError):
+                await late.get(url)
+            await client.aclose()
+            async with asyncio.timeout(5):
+                while running.num_connections:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
 def test_the_first_signal_asks_and_the_second_insists() -> None:
     async def main() -> serve.Stop:
         stop = serve.Stop()

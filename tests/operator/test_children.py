@@ -141,6 +141,28 @@ def test_pods_get_time_to_drain(children: Callable[..., Children]) -> None:
     assert grace_s(0.5) == 21
 
 
+def test_a_rollout_waits_until_gateways_have_found_the_new_replica(
+    children: Callable[..., Children],
+) -> None:
+    made = children(model={"source": "builtin://tiny", "loadTimeout": "1s"})
+    spec = made[names.deployment("chat", names.REPLICA)]["spec"]
+    dns_cache_s = 30
+    sleep_s = main(made, names.REPLICA)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["minReadySeconds"] + sleep_s >= dns_cache_s
+    assert spec["progressDeadlineSeconds"] > spec["minReadySeconds"]  # else it is refused
+
+
+def test_an_overlay_keeps_its_annotations_beside_the_hash(
+    children: Callable[..., Children],
+) -> None:
+    overlay = {"metadata": {"annotations": {"team": "red"}}}
+    made = children(engine={"podTemplate": overlay})
+    annotations = template(made, names.REPLICA)["metadata"]["annotations"]
+    assert annotations["team"] == "red"
+    live = made[names.deployment("chat", names.REPLICA)]
+    assert annotations[names.DECLARED] == live["metadata"]["annotations"][names.DECLARED]
+
+
 def test_a_lost_node_costs_half_a_minute(children: Callable[..., Children]) -> None:
     tolerations = template(children(), names.REPLICA)["spec"]["tolerations"]
     assert {(t["key"], t["tolerationSeconds"]) for t in tolerations} == {
@@ -341,7 +363,9 @@ def declared(children: Children, part: str = names.REPLICA) -> tuple[object, obj
 def test_model_engine_and_image_changes_roll_replicas(
     children: Callable[..., Children], change: Obj
 ) -> None:
-    assert declared(children(**change))[0] != declared(children())[0]
+    changed, before = declared(children(**change)), declared(children())
+    assert changed[0] != before[0]
+    assert changed[1] != before[1]  # or the controller would see nothing to roll
 
 
 @pytest.mark.parametrize("change", STAYS, ids=str)

@@ -11,6 +11,13 @@ from sloserve_operator.quantity import resources
 
 GPU = "nvidia.com/gpu"
 STARTUP_PERIOD_S = 2
+NAMES_CACHED_S = 30
+"""So old may the list of replicas be that cluster DNS gives the gateways."""
+MIN_READY_S = NAMES_CACHED_S - pod.PRE_STOP_S
+"""
+A rollout takes an old replica away when a new one has been ready for so long. With the time that
+the old one still serves, every gateway has found the new one by then, however fast it loaded.
+"""
 
 
 def replica_deployment(subject: Subject) -> Obj:
@@ -24,7 +31,8 @@ def replica_deployment(subject: Subject) -> Obj:
         declared_hash=digest(_declared(subject)),
         replicas=subject.num_replicas,
         strategy={"maxSurge": rollout.max_surge, "maxUnavailable": rollout.max_unavailable},
-        progress_deadline_s=math.ceil(spec.model.load_timeout_s) + 1,
+        progress_deadline_s=math.ceil(spec.model.load_timeout_s) + MIN_READY_S + 1,
+        min_ready_s=MIN_READY_S,
     )
 
 

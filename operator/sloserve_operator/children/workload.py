@@ -60,8 +60,17 @@ def workload(
     replicas: int,
     strategy: Obj,
     progress_deadline_s: int,
+    min_ready_s: int = 0,
 ) -> Obj:
-    """The Deployment of one part; `declared_hash` is of what `template` was made from."""
+    """
+    The Deployment of one part; `declared_hash` is of what `template` was made from.
+
+    The hash is in the template too: most of what a process reads at its start stands in the
+    mounted configuration, whose change alone would roll nothing.
+    """
+    meta = template["metadata"]
+    annotations = {**(meta.get("annotations") or {}), names.DECLARED: declared_hash}
+    template = {**template, "metadata": {**meta, "annotations": annotations}}
     kept = json.dumps(template, sort_keys=True, separators=(",", ":"))
     body = {
         "replicas": replicas,
@@ -71,6 +80,8 @@ def workload(
         "strategy": {"type": "RollingUpdate", "rollingUpdate": strategy},
         "template": template,
     }
+    if min_ready_s:  # a 0 would be missing in what the API server gives back
+        body["minReadySeconds"] = min_ready_s
     child = subject.child("Deployment", subject.named(part), {"spec": body}, part=part)
     child["metadata"]["annotations"] = {names.DECLARED: declared_hash, names.TEMPLATE: kept}
     return child

@@ -53,8 +53,8 @@ class Exchange:
         self._lost = False
 
     def end(self, by: Reason) -> None:
-        """Stop it now: the client is gone, or reads nothing."""
-        if not self.ticket.counted and self._task is not None:
+        """Stop it now: the client is gone or reads nothing, or this gateway is out of time."""
+        if not self.ticket.counted and self._task is not None and self._ended_by is None:
             self._ended_by = by
             self._task.cancel()
 
@@ -78,8 +78,7 @@ class Exchange:
             if self._ended_by is None or self._task is None:
                 raise
             self._task.uncancel()
-            self.ticket.reason = self._ended_by
-            count(self._core, self.ticket, "cancelled", self._judge_cancelled())
+            await self._cut_off(self._ended_by)
         finally:
             self._core.open.discard(self)
             watcher.cancel()
@@ -237,7 +236,10 @@ class Exchange:
         ticket = self.ticket
         log.warning("replica died: %s: %s", upstream.address, error or type(error).__name__)
         if ticket.sent:
-            await end_broken(self._core, ticket, self._send)
+            text = f"replica {ticket.replica} was lost in the middle of this answer"
+            await end_broken(
+                self._core, ticket, self._send, reason=Reason.REPLICA_LOST, message=text
+            )
             return True
         ticket.refused_s[upstream.address] = self._core.clock()
         ticket.num_deaths += not isinstance(error, aiohttp.ClientConnectorError)
@@ -245,6 +247,19 @@ class Exchange:
             text = f"{ticket.num_deaths} replicas were lost while they worked on this request"
             raise Unavailable(Reason.REPLICA_LOST, text, retry_after_s=RETRY_AFTER_S)
         return False
+
+    async def _cut_off(self, by: Reason) -> None:
+        """Nobody reads any more; or somebody does, and is told that the time here is over."""
+        core, ticket = self._core, self.ticket
+        if by is not Reason.DRAINING:
+            ticket.reason = by
+            count(core, ticket, "cancelled", self._judge_cancelled())
+            return
+        text = f"this gateway goes away, and {core.spec.drain_timeout_s:g} s to finish are over"
+        if ticket.sent:
+            await end_broken(core, ticket, self._send, reason=by, message=text)
+        else:
+            await self._refuse(Unavailable(by, text))
 
     async def _refuse(self, error: SloserveError) -> None:
         """No replica answered."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from sloserve.errors import BadInput
+from sloserve.errors import BadInput, Reason
 from sloserve.gateway.app import create_app, create_internal_app
 from sloserve.gateway.core import Core, new_session
 from sloserve.gateway.keys import Key, load_keys
@@ -24,6 +24,15 @@ from sloserve.slo import ServiceSpec
 log = logging.getLogger(__name__)
 
 ANSWERED_GRACE_S = 5.0
+"""Beyond the drain's timeout: what the last words of an answer get to reach their reader."""
+LINGER_S = 6.0
+"""
+Kept-alive connections are not closed at once when the gateway is told to stop: a request could be
+on its way on each. In this time they bring one more, and its answer tells them to close; OpenAI's
+clients use none that was idle for longer than 5 s.
+"""
+EXPIRY_S = 0.1
+"""Between two looks for answers that are still open when the time to drain is over."""
 
 
 def run_gateway(args: argparse.Namespace) -> int:
@@ -86,6 +95,7 @@ async def _main(
         keys = ring.value if ring is not None else None
         core = Core(spec.value, source, session=session, keys=keys, settings=settings)
         work: list[Coroutine[Any, Any, None]] = [core.run(), spec.follow(core.apply)]
+        work.append(_end_late_answers(core, stop))
         if ring is not None:
             work.append(ring.follow(core.keyring.replace))
         async with _running(work, stop), serving([Listener(create_internal_app(core), inside)]):
@@ -115,10 +125,15 @@ async def _serve_public(core: Core, listener: Listener, stop: Stop) -> None:
     """Until told to stop, and then until every answer is out, its time is up, or told again."""
 
     async def serve() -> None:
-        async with serving([listener], grace_s=core.spec.drain_timeout_s + ANSWERED_GRACE_S):
+        drain_s = core.spec.drain_timeout_s
+        linger_s = min(LINGER_S, drain_s)
+        grace_s = drain_s - linger_s + ANSWERED_GRACE_S
+        async with serving([listener], grace_s=grace_s) as public:
             await stop.asked.wait()
             core.draining = True
             log.info("draining: %d requests open", len(core.open))
+            public.stop_listening()
+            await stop.drained(lambda: public.num_connections == 0, timeout_s=linger_s)
 
     served = asyncio.create_task(serve())
     at_once = asyncio.create_task(stop.at_once.wait())
@@ -127,6 +142,16 @@ async def _serve_public(core: Core, listener: Listener, stop: Stop) -> None:
         task.cancel()
     if served in done:
         served.result()
+
+
+async def _end_late_answers(core: Core, stop: Stop) -> None:
+    """What is still open when the time to drain is over ends with an error that says so."""
+    await stop.asked.wait()
+    await asyncio.sleep(core.spec.drain_timeout_s)
+    while True:
+        for exchange in list(core.open):
+            exchange.end(Reason.DRAINING)
+        await asyncio.sleep(EXPIRY_S)
 
 
 @contextlib.asynccontextmanager

@@ -141,13 +141,15 @@ async def pass_refusal(
     await whole(send, response.status, _headers(ticket, response), body)
 
 
-async def end_broken(core: Core, ticket: Ticket, send: Send) -> None:
-    """The replica died in the middle: say so, end the stream."""
-    ticket.reason = Reason.REPLICA_LOST
+async def end_broken(
+    core: Core, ticket: Ticket, send: Send, *, reason: Reason, message: str
+) -> None:
+    """The answer can't go on: say why, end the stream."""
+    ticket.reason = reason
     event = error_event(
         ticket.last_events,
-        message=f"replica {ticket.replica} was lost in the middle of this answer",
-        code=Reason.REPLICA_LOST.value,
+        message=message,
+        code=reason.value,
         num_choices=ticket.seen.num_choices,
         chat=ticket.chat,
     )

@@ -85,10 +85,29 @@ class _Server(uvicorn.Server):
         yield
 
 
+class Serving:
+    """Servers at work."""
+
+    def __init__(self, servers: Sequence[_Server]) -> None:
+        self._servers = servers
+
+    @property
+    def num_connections(self) -> int:
+        """Open connections, idle ones included."""
+        return sum(len(server.server_state.connections) for server in self._servers)
+
+    def stop_listening(self) -> None:
+        """Refuse new connections from now on; those that are there go on."""
+        for server in self._servers:
+            for listening in server.servers:
+                listening.close()
+
+
 @contextlib.asynccontextmanager
-async def serving(listeners: Sequence[Listener], *, grace_s: float = 5.0) -> AsyncIterator[None]:
+async def serving(listeners: Sequence[Listener], *, grace_s: float = 5.0) -> AsyncIterator[Serving]:
     """
-    Serve while the block runs. On leaving, sockets close and open answers get `grace_s` seconds.
+    Serve while the block runs. On leaving, sockets and idle connections close, and open answers
+    get `grace_s` seconds.
     """
     servers = [_Server(_config(listener, grace_s)) for listener in listeners]
     renewals: list[asyncio.Task[None]] = []
@@ -107,7 +126,7 @@ async def serving(listeners: Sequence[Listener], *, grace_s: float = 5.0) -> Asy
             for server, listener in zip(servers, listeners, strict=True)
             if server.config.ssl is not None
         ]
-        yield
+        yield Serving(servers)
     finally:
         for renewal in renewals:
             renewal.cancel()
