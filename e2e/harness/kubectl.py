@@ -1,8 +1,11 @@
 """kubectl, in one namespace."""
 
 import json
+import os
 import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 Obj = dict[str, Any]
@@ -28,6 +31,19 @@ class Kubectl:
         done = subprocess.run(
             command, input=text, capture_output=True, text=True, check=False, timeout=timeout_s
         )
+        if done.returncode:
+            raise Refused(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def plugin(self, *words: str) -> str:
+        """What a kubectl plugin of this Python's environment prints, asked about the namespace."""
+        folders = [str(Path(sys.executable).parent), str(Path(self.program).parent)]
+        path = os.pathsep.join([*folders, os.environ.get("PATH", "")])
+        command = [self.program, *words, "--namespace", self.namespace]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60,
+            env={**os.environ, "PATH": path},
+        )  # fmt: skip
         if done.returncode:
             raise Refused(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip()
