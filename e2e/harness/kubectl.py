@@ -1,5 +1,6 @@
 """kubectl, in one namespace."""
 
+import builtins
 import json
 import os
 import subprocess
@@ -62,6 +63,12 @@ class Kubectl:
         """All objects of a kind in the namespace."""
         words = ["--selector", selector] if selector else []
         items: list[Obj] = json.loads(self("get", kind, "-o", "json", *words))["items"]
+        return items
+
+    def events(self, field_selector: str) -> builtins.list[Obj]:
+        """Events of the namespace, as `involvedObject.name=assistant,reason=Loading`."""
+        found = self("get", "events", "--field-selector", field_selector, "-o", "json")
+        items: builtins.list[Obj] = json.loads(found)["items"]
         return items
 
     def patch(self, kind: str, name: str, change: Obj) -> str:
