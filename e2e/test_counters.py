@@ -12,7 +12,7 @@ STRICT = {
     "objectivePercent": 95,
     "onInfeasible": "Decline",
 }
-MAX_RUNNING = 16
+MAX_RUNNING = 8
 TOLERANCE = 0.01
 
 
