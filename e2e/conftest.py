@@ -10,6 +10,9 @@ KUBECONFIG names the cluster; without it every story is skipped. Variables, all 
                      after the stories' services only, so that two runs can share a cluster
     E2E_KEEP         not empty: use the release that is there, and leave it
     E2E_LOSE_NODE    command that cuts a node off, given its name; with --back it returns it
+    E2E_OPTIONAL_KINDS  folder with CRDs of the Prometheus operator; the story of alerts applies
+                     them where the cluster has none, and they stay
+    PROMETHEUS       the program, for that story
 """
 
 import os
