@@ -121,7 +121,7 @@ class JsonLines(logging.Formatter):
             line.setdefault(name, value)
         for text in _exception(self, record):
             line["exception"] = text
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)
 
 
 def _fields(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
@@ -149,4 +149,4 @@ def _word(value: object) -> str:
         return ",".join(map(_word, value))
     text = str(value)
     plain = text.isprintable() and not any(sign in text for sign in ' "=')
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
