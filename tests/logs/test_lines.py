@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -181,21 +182,22 @@ def parsed(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-@pytest.fixture
-def bare() -> Iterator[None]:
-    """A process that has not set up logging."""
+@contextlib.contextmanager
+def bare() -> Iterator[logging.Logger]:
+    """As in a process that has not set up logging; the root logger."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     own = {name: logging.getLogger(name).level for name in logs.OWN}
     root.handlers.clear()
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, before in own.items():
-        logging.getLogger(name).setLevel(before)
+    try:
+        yield root
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for name, before in own.items():
+            logging.getLogger(name).setLevel(before)
 
 
-@pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize(
     ("words", "env", "level", "formatter"),
     [
@@ -209,18 +211,27 @@ def bare() -> Iterator[None]:
 def test_flags_win_over_the_environment(
     words: tuple[str, ...], env: dict[str, str], level: str, formatter: type
 ) -> None:
-    logs.set_up_from(parsed(*words), env)
-    (handler,) = logging.getLogger().handlers
-    assert isinstance(handler.formatter, formatter)
-    assert logging.getLevelName(logging.getLogger("sloserve").level) == level
+    with bare() as root:
+        logs.set_up_from(parsed(*words), env)
+        (handler,) = root.handlers
+        assert isinstance(handler.formatter, formatter)
+        assert logging.getLevelName(logging.getLogger("sloserve").level) == level
 
 
-@pytest.mark.usefixtures("bare")
 def test_debugging_is_about_ourselves_only() -> None:
-    logs.set_up(level="debug", form="human")
-    assert logging.getLogger("sloserve.gateway").isEnabledFor(logging.DEBUG)
-    assert logging.getLogger("sloserve_operator.lease").isEnabledFor(logging.DEBUG)
-    assert not logging.getLogger("kubernetes.client.rest").isEnabledFor(logging.DEBUG)
+    with bare():
+        logs.set_up(level="debug", form="human")
+        assert logging.getLogger("sloserve.gateway").isEnabledFor(logging.DEBUG)
+        assert logging.getLogger("sloserve_operator.lease").isEnabledFor(logging.DEBUG)
+        assert not logging.getLogger("kubernetes.client.rest").isEnabledFor(logging.DEBUG)
+
+
+def test_logging_that_is_set_up_already_is_left_alone() -> None:
+    with bare() as root:
+        own = logging.NullHandler()
+        root.addHandler(own)
+        logs.set_up(level="debug", form="json")
+        assert root.handlers == [own]
 
 
 @pytest.mark.parametrize("variable", [logs.LEVEL_VARIABLE, logs.FORMAT_VARIABLE])

@@ -107,10 +107,13 @@ def test_the_parts_of_a_replicas_span_follow_each_other_on_the_engines_clock(cha
 def test_a_clients_trace_is_continued(chain: Make) -> None:
     async def story() -> None:
         async with chain() as it:
-            await it.ask(headers={"traceparent": f"00-{TRACE}-{PARENT}-01"}, max_tokens=2)
+            headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=x"}
+            await it.ask(headers=headers, max_tokens=2)
             await it.all_told()
             server = the_one(it.at_gateway.of(SERVER, SpanKind.SERVER))
             assert parent_of(server) == int(PARENT, 16)
+            replica = the_one(it.at_replicas.of(SERVER, SpanKind.SERVER))
+            assert replica.context.trace_state.get("vendor") == "x"
             everything = [*it.at_gateway.spans, *it.at_replicas.spans]
             assert {span.context.trace_id for span in everything} == {int(TRACE, 16)}
             assert len(everything) >= 5
@@ -132,11 +135,14 @@ def test_a_client_that_samples_nothing_gets_no_spans(chain: Make) -> None:
 def test_a_bad_traceparent_begins_a_new_trace(chain: Make) -> None:
     async def story() -> None:
         async with chain() as it:
-            await it.ask(headers={"traceparent": "00-nonsense"}, max_tokens=2)
+            headers = {"traceparent": "00-nonsense", "tracestate": "vendor=x"}
+            await it.ask(headers=headers, max_tokens=2)
             await it.all_told()
             server = the_one(it.at_gateway.of(SERVER, SpanKind.SERVER))
             assert server.parent is None
-            assert the_one(it.at_replicas.of(SERVER, SpanKind.SERVER)).parent is not None
+            replica = the_one(it.at_replicas.of(SERVER, SpanKind.SERVER))
+            assert replica.parent is not None
+            assert "vendor" not in replica.context.trace_state
 
     asyncio.run(story())
 

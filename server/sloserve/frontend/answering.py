@@ -53,7 +53,7 @@ class Answering(Response):
         self._promise = promise
         self._span = span
         self._begun_s = replica.clock()
-        self._event: Decided | None = None
+        self._verdict: Decided | None = None
         self._outcome = "cancelled"
         self._status = 0
         self._extra = headers
@@ -84,7 +84,7 @@ class Answering(Response):
                     await work
             finally:
                 telling.ended(
-                    self._span, self._event, self._outcome, promise=self._promise,
+                    self._span, self._verdict, self._outcome, promise=self._promise,
                     choices=self._choices, latencies=self._latencies, begun_s=self._begun_s,
                     status=self._status,
                 )  # fmt: skip
@@ -112,7 +112,7 @@ class Answering(Response):
             await self._sequences.close()
 
     def _decided(self, decided: Decided) -> None:
-        self._event = decided
+        self._verdict = decided
         self._latencies.decided(self._replica.clock())
         self._extra[SLO_DECISION] = decided.decision.value
         self._extra.pop(SLO_REASON, None)

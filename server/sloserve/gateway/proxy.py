@@ -42,8 +42,10 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 PATHS = (CHAT, COMPLETIONS)
 SPAN_NAMES = {path: f"POST {path}" for path in PATHS}
-FORWARDED = ("content-type", "user-agent", SESSION_ID, "traceparent", "tracestate")
+FORWARDED = ("content-type", "user-agent", SESSION_ID)
 """The client's headers that a replica sees, beside the promise; all others stay here."""
+TRACE_CONTEXT = ("traceparent", "tracestate")
+"""And these, unless the request is traced here: then they come from the span of each hop."""
 OFFER_HEADERS = (
     *(SLO_CLASS, *SLO_CLASS_ALIASES),
     *(SLO_TTFT_MS, *SLO_TTFT_MS_ALIASES),
@@ -123,7 +125,8 @@ class Proxy:
         _check_served(core.spec, model)
         resolved, promise = self._resolve(headers, key)
         key.check_class(resolved.offer.slo_class)
-        forwarded = {name: headers[name] for name in FORWARDED if name in headers}
+        passed = FORWARDED if span.trace_id else (*FORWARDED, *TRACE_CONTEXT)
+        forwarded = {name: headers[name] for name in passed if name in headers}
         forwarded[REQUEST_ID] = request_id
         forwarded[PROMISE] = promise
         forwarded[ANNOTATE] = "1"
