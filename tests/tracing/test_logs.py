@@ -154,10 +154,11 @@ def test_replicas_that_come_and_go_and_new_manifests_are_told(
 
 
 def test_no_key_and_no_prompt_is_ever_logged(chain: Make, written: Written) -> None:
-    said = {"model": "assistant", "messages": [{"role": "user", "content": PROMPT}]}
+    message = {"role": "user", "content": PROMPT}
+    said: dict[str, Any] = {"model": "assistant", "max_tokens": 3, "messages": [message]}
     bodies: list[Any] = [
         {**said, "temperature": 9},
-        {"model": "assistant", "messages": [{"role": PROMPT, "content": PROMPT}]},
+        {**said, "messages": [{"role": PROMPT, "content": PROMPT}]},
         {"model": "assistant", "messages": PROMPT},
         {"model": PROMPT, "messages": []},
         {**said, "stop": {PROMPT: 1}},
