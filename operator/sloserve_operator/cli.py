@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sloserve import logs
 from sloserve.errors import BadInput, SloserveError
 from sloserve_operator.settings import OperatorSettings, from_environment
 
@@ -34,11 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         settings = with_arguments(from_environment(os.environ), args)
-        logging.basicConfig(
-            level=args.log_level.upper(),
-            stream=sys.stderr,
-            format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        )
+        logs.set_up_from(args, os.environ)
         logging.getLogger("kopf").setLevel(logging.WARNING)
         return asyncio.run(_run(settings))
     except SloserveError as error:
@@ -89,9 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--listen", metavar="HOST:PORT", help="/livez, /readyz, /metrics ($SLOSERVE_LISTEN)"
     )
-    parser.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error")
-    )
+    logs.add_log_flags(parser)
     return parser
 
 

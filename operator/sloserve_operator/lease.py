@@ -63,8 +63,9 @@ class Lease:
                         self._renewed_s = start_s  # before the request: never too late
                         self.leading.set()
             except (SloserveError, TimeoutError) as error:
-                log.warning("the Lease could not be renewed: %s", error or "timed out")
+                log.warning("the Lease could not be renewed", extra={"error": _problem(error)})
             if self.leading.is_set() and not self.valid():
+                log.critical("the Lease is lost", extra={"identity": self.identity})
                 lost()
                 return
             standby_s = STANDBY_S * random.uniform(0.8, 1.0)
@@ -83,7 +84,7 @@ class Lease:
                     given_up = {**found, "spec": {**found["spec"], **empty}}
                     await self._cluster.replace(LEASE, given_up)
         except (SloserveError, TimeoutError) as error:
-            log.warning("the Lease could not be released: %s", error or "timed out")
+            log.warning("the Lease could not be released", extra={"error": _problem(error)})
 
     async def _acquire_or_renew(self) -> bool:
         if self._held is not None:
@@ -114,7 +115,7 @@ class Lease:
             return False
         new = holder != self.identity
         self._held = await self._cluster.replace(LEASE, self._filled(found, new=new))
-        log.info("the Lease is ours: identity=%s", self.identity)
+        log.info("the Lease is ours", extra={"identity": self.identity})
         return True
 
     def _filled(self, lease: Obj, *, new: bool) -> Obj:
@@ -132,3 +133,7 @@ class Lease:
                 "leaseTransitions": int(before.get("leaseTransitions") or 0) + 1,
             }
         return {**lease, "spec": spec}
+
+
+def _problem(error: BaseException) -> str:
+    return str(error) or "timed out"

@@ -87,7 +87,8 @@ class Operator:
         """Wait for the Lease and the CRD, fill the cache, start to work. Then Kopf may watch."""
         self._keeper = asyncio.create_task(self.lease.keep(lambda: self._end(LOST_LEASE)))
         try:
-            log.info("waiting for the Lease %s/%s", self.settings.namespace, self.settings.lease)
+            lease = f"{self.settings.namespace}/{self.settings.lease}"
+            log.info("waiting for the Lease", extra={"lease": lease})
             await self.lease.leading.wait()
             while not await self._first_look():
                 await asyncio.sleep(AGAIN_S)
@@ -108,11 +109,11 @@ class Operator:
         """Whether the cache is full; False: the cluster is not as it must be yet."""
         try:
             if not await self._cluster.knows(SERVICE):
-                log.warning("the cluster has no %s yet: install the CRD", SERVICE.kind)
+                log.warning("the CRD is not installed yet", extra={"kind": SERVICE.kind})
                 return False
             await self.resync()
         except ApiError as error:
-            log.warning("can't look at the cluster yet: %s", error.message)
+            log.warning("can't look at the cluster yet", extra={"error": error.message})
             return False
         return True
 
@@ -162,7 +163,7 @@ class Operator:
         except ApiError as error:
             if error.status != 403:
                 raise
-            log.warning("no right to list %s: left out", kind.plural)
+            log.warning("no right to list a kind: left out", extra={"kind": kind.plural})
             return False
         return True
 
@@ -180,7 +181,7 @@ class Operator:
             try:
                 await self.resync()
             except ApiError as error:
-                log.warning("resync failed: %s", error.message)
+                log.warning("resync failed", extra={"error": error.message})
 
     async def _show(self) -> None:
         while True:

@@ -127,7 +127,16 @@ class Poller:
                 self._changed(key)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, BadInput) as error:
             level = logging.DEBUG if leaving(pod) else logging.WARNING
-            log.log(level, "gateway %s tells nothing: %s", key_of(pod).name, error)
+            problem = str(error) or type(error).__name__
+            log.log(
+                level,
+                "a gateway tells nothing",
+                extra={
+                    "service": f"{key.namespace}/{key.name}",
+                    "pod": key_of(pod).name,
+                    "error": problem,
+                },
+            )
             if told.report is not None and self._clock() - told.at_s >= FRESH_S:
                 told.report, told.text = None, b""
                 self._changed(key)

@@ -38,7 +38,8 @@ class Poster:
         """Tell these about `service`."""
         key = key_of(service)
         for notice in notices:
-            log.info("%s/%s: %s: %s", *key, notice.reason, notice.message)
+            level = logging.WARNING if notice.kind == "Warning" else logging.INFO
+            log.log(level, notice.message, extra={"reason": notice.reason})
             last_s = self._last_s.get((key, notice.reason))
             if last_s is not None and now.mono_s - last_s < APART_S:
                 continue
@@ -47,7 +48,7 @@ class Poster:
                 await self._write(service, notice, now)
                 self._wrote("event")
             except ApiError as error:
-                log.warning("%s/%s: no Event: %s", *key, error.message)
+                log.warning("no Event", extra={"reason": notice.reason, "error": error.message})
 
     async def _write(self, service: Obj, notice: Notice, now: Now) -> None:
         event = event_of(service, notice, now)

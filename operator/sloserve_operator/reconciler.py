@@ -165,7 +165,7 @@ class Reconciler:
                     EVENT, key.namespace, fields="involvedObject.kind=Pod,type=Warning"
                 )
             except ApiError as error:
-                log.debug("no Events of pods: %s", error.message)
+                log.debug("no Events of pods", extra={"error": error.message})
                 return
             known.notes = tuple(
                 e for e in listed.items if (e.get("involvedObject") or {}).get("uid") in waiting
@@ -180,7 +180,7 @@ class Reconciler:
         try:
             found = await self._cluster.get(CLAIM, service["metadata"]["namespace"], name)
         except ApiError as error:
-            log.debug("claim %s can't be read: %s", name, error.message)
+            log.debug("a claim can't be read", extra={"claim": name, "error": error.message})
             return
         modes = tuple(((found or {}).get("spec") or {}).get("accessModes") or ())
         known.claims[name] = (now.mono_s, Claim(found is not None, modes))
@@ -203,6 +203,7 @@ class Reconciler:
             await self._cluster.delete(
                 kind_of(child), meta["namespace"], ref_of(child), uid=uid_of(child)
             )
+            log.info("deleted", extra=_names(child))
             self._figures.add("sloserve_operator_writes_total", "delete")
             num_writes += 1
         return num_writes + await self._annotate(decision.pod_notes)
@@ -232,6 +233,7 @@ class Reconciler:
                 if not error.refuses:
                     raise
                 known.refused[ref_of(child)] = (now.mono_s, error.message)
+                log.warning("refused", extra={**_names(child), "error": error.message})
                 return False
         return True
 
@@ -244,16 +246,20 @@ class Reconciler:
                 live = await self._cluster.get(kind, namespace, ref.name)
                 if live is not None and not _is_ours(live, child):
                     known.foreign[ref] = now.mono_s
+                    log.warning("belongs to somebody else", extra=_names(child))
                     return False
             applied = await self._cluster.apply(kind, child, force=live is not None)
         except ApiError as error:
             if error.status == 409 and live is None:  # somebody made one a moment ago
                 known.foreign[ref] = now.mono_s
+                log.warning("belongs to somebody else", extra=_names(child))
                 return False
             if error.refuses:
                 known.refused[ref] = (now.mono_s, error.message)
+                log.warning("refused", extra={**_names(child), "error": error.message})
                 return False
             raise
+        log.info("changed" if live is not None else "created", extra=_names(child))
         self._figures.add("sloserve_operator_writes_total", "apply")
         self._cache.put(applied)
         known.accepted[ref] = _mark(child, applied)
@@ -272,7 +278,7 @@ class Reconciler:
                 if error.status not in (403, 404, 409) or error.terminating:
                     raise
                 if error.status == 403:
-                    log.warning("no right to annotate pods: %s", error.message)
+                    log.warning("no right to annotate pods", extra={"error": error.message})
                 continue  # or it is gone
             self._cache.put(pod)
             self._figures.add("sloserve_operator_writes_total", "apply")
@@ -322,6 +328,10 @@ class Reconciler:
         change = int(child["spec"]["replicas"]) - int((live.get("spec") or {}).get("replicas", 1))
         if change:
             direction, why = "up" if change > 0 else "down", (status or {}).get("bindingConstraint")
+            log.info(
+                "scaled",
+                extra={"replicas": int(child["spec"]["replicas"]), "by": change, "reason": why},
+            )
             self._figures.add("sloserve_operator_scalings_total", direction, str(why))
 
     def _count_upgrade(self, key: Key, decision: Decision) -> None:
@@ -334,6 +344,10 @@ class Reconciler:
         self._known.pop(key, None)
         self._upgrading.discard(key)
         self._poster.forget(key)
+
+
+def _names(child: Obj) -> dict[str, str]:
+    return {"kind": child["kind"], "object": child["metadata"]["name"]}
 
 
 def _mark(child: Obj, live: Obj) -> tuple[str, str, int]:

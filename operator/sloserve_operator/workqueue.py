@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 
 from sloserve.errors import SloserveError
+from sloserve.logs import bind
 from sloserve_operator.api import Key
 
 log = logging.getLogger(__name__)
@@ -86,15 +87,16 @@ class WorkQueue:
                 continue
             del self._dirty[key]
             self._active.add(key)
+            bind(service=f"{key.namespace}/{key.name}")
             try:
                 again_s = await work(key)
                 self._failures.pop(key, None)
             except SloserveError as error:
                 again_s = self._retry_s(key)
-                log.warning("%s/%s: %s; again in %.1f s", *key, error.message, again_s)
+                log.warning("failed", extra={"error": error.message, "again_s": again_s})
             except Exception:
                 again_s = self._retry_s(key)
-                log.exception("%s/%s: failed; again in %.1f s", *key, again_s)
+                log.exception("failed", extra={"again_s": again_s})
             finally:
                 self._active.discard(key)
                 self._done_s[key] = asyncio.get_running_loop().time()

@@ -6,13 +6,13 @@ Exit codes: 0 done, 1 failed while running, 2 bad input, 130 interrupted.
 
 import argparse
 import importlib.metadata
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sloserve import logs
 from sloserve.errors import BadInput, NotFound, SloserveError
 from sloserve.local.orphans import die_with_parent
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in words if not word.startswith("-")), None)
     try:
         args = _parser(chosen).parse_args(words)
-        _log_to_stderr(args.log_level)
+        logs.set_up_from(args, os.environ)
         return COMMANDS[args.command].run(args)
     except SloserveError as error:
         return _failed(error.message, _exit_code(error))
@@ -89,12 +89,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         )
         if name == chosen:
             command.arguments(sub)
-            sub.add_argument(
-                "--log-level",
-                default="info" if name in ("replica", "gateway") else "warning",
-                choices=("debug", "info", "warning", "error"),
-                help="how much is told on stderr (default %(default)s)",
-            )
+            serves = name in ("replica", "gateway")
+            logs.add_log_flags(sub, default_level="info" if serves else "warning")
     return parser
 
 
@@ -114,11 +110,15 @@ def _up_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plain", action="store_true", help="lines instead of a live table, also on a terminal"
     )
+    _tracing(parser)
 
 
 def _up(args: argparse.Namespace) -> int:
+    from sloserve.http import tracing
     from sloserve.local.up import run_up
 
+    tracing.check(args.tracing, os.environ)
+    os.environ.update(logs.environment_of(args) | tracing.environment_of(args.tracing, os.environ))
     return run_up(args)
 
 
@@ -140,6 +140,7 @@ def _replica_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="resolved SLOService manifest; watched")
     _listen(parser, "127.0.0.1:8000")
     _policy(parser)
+    _tracing(parser)
     _profile(parser, "step-time profile (default: measured on start)")
     parser.add_argument("--name", help="name of this replica in reports (default: host and pid)")
     add_service_flags(parser)
@@ -172,6 +173,7 @@ def _gateway_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", type=Path, help="file with API keys; watched")
     parser.add_argument("--tls-cert", type=Path, help="certificate chain (PEM)")
     parser.add_argument("--tls-key", type=Path, help="its private key (PEM)")
+    _tracing(parser)
 
 
 def _gateway(args: argparse.Namespace) -> int:
@@ -284,6 +286,15 @@ def _known_policy(text: str) -> str:
     return text
 
 
+def _tracing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tracing",
+        action=argparse.BooleanOptionalAction,
+        help="export OpenTelemetry traces as the OTEL_ variables say (default: when one of them "
+        "names an OTLP endpoint)",
+    )
+
+
 def _profile(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--profile", metavar="FILE", help=what)
 
@@ -295,14 +306,6 @@ def _exit_code(error: SloserveError) -> int:
 def _failed(message: str, code: int) -> int:
     print(f"sloserve: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
 
 
 def _version() -> str:

@@ -40,6 +40,7 @@ VARIANTS: dict[str, Obj] = {
         "operator": {
             "replicas": 2,
             "logLevel": "debug",
+            "logFormat": "human",
             "env": [{"name": "HTTPS_PROXY", "value": "http://proxy.example.com:3128"}],
             "podLabels": {"team": "llm"},
             "podAnnotations": {"team": "llm"},

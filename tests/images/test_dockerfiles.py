@@ -133,10 +133,11 @@ def test_operator_and_gateway_carry_no_torch(
                and any(s.name == part for s in dockerfiles[p].stages)]  # fmt: skip
     text = dockerfiles[path].path.read_text()
     assert f"['optional-dependencies']['{part}']" in text
+    assert ("['optional-dependencies']['tracing']" in text) == (part == "gateway")
     assert "torch==" not in text
 
 
-@pytest.mark.parametrize("part", ["operator", "gateway", "engine", "build"])
+@pytest.mark.parametrize("part", ["operator", "gateway", "engine", "tracing", "build"])
 def test_whatever_an_image_installs_is_pinned(
     part: str, extras: dict[str, list[str]], root: Path
 ) -> None:

@@ -23,5 +23,9 @@ def render(subject: Subject) -> list[Obj]:
         children.append(plain.disruption_budget(subject, part))
     children += [plain.replica_service(subject), plain.gateway_service(subject)]
     if subject.settings.network_policies:
-        children += policies(subject, replica_template=replicas["spec"]["template"])
+        children += policies(
+            subject,
+            replica_template=replicas["spec"]["template"],
+            gateway_template=gateways["spec"]["template"],
+        )
     return [*children, *monitoring(subject), replicas, gateways]

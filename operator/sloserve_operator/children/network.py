@@ -6,6 +6,7 @@ Who may talk to whom: the table of flows as NetworkPolicies.
     gateway    -> replica, DNS
     Prometheus -> gateway's internal port, replica
     replica    -> DNS, and the model hub when it downloads
+    both       -> the collector of traces that their environment names
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from sloserve_operator.children.subject import Subject
 DNS_PORT = 53
 
 
-def policies(subject: Subject, *, replica_template: Obj) -> list[Obj]:
-    """The policies of both parts; the hub's ports depend on the replica's environment."""
+def policies(subject: Subject, *, replica_template: Obj, gateway_template: Obj) -> list[Obj]:
+    """The policies of both parts; the ports of hub and collector depend on the environment."""
     prometheus = {
         "namespaceSelector": {},
         "podSelector": {"matchLabels": dict(subject.settings.prometheus_labels)},
@@ -35,6 +36,7 @@ def policies(subject: Subject, *, replica_template: Obj) -> list[Obj]:
     outside = [_dns()]
     if sources.downloads(subject.spec):
         outside.append({"ports": _ports(sources.hub_ports(replica_template))})
+    outside += _to_collector(replica_template)
     return [
         _policy(
             subject,
@@ -49,7 +51,11 @@ def policies(subject: Subject, *, replica_template: Obj) -> list[Obj]:
                 {"ports": _ports([names.GATEWAY_PORT])},
                 _from([operator, prometheus], names.INTERNAL_PORT),
             ],
-            egress=[_dns(), {"to": [replicas], "ports": _ports([names.REPLICA_PORT])}],
+            egress=[
+                _dns(),
+                {"to": [replicas], "ports": _ports([names.REPLICA_PORT])},
+                *_to_collector(gateway_template),
+            ],
         ),
     ]
 
@@ -74,6 +80,11 @@ def _from(peers: Sequence[Obj], port: int) -> Obj:
 
 def _ports(ports: Sequence[int]) -> list[Obj]:
     return [{"port": port, "protocol": "TCP"} for port in ports]
+
+
+def _to_collector(template: Obj) -> list[Obj]:
+    ports = sources.collector_ports(template)
+    return [{"ports": _ports(ports)}] if ports else []
 
 
 def _dns() -> Obj:

@@ -37,6 +37,7 @@ def container(name: str, *, image: str, policy: str, args: Sequence[str]) -> Obj
                 "name": "POD_NAME",
                 "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}},
             },
+            {"name": "SLOSERVE_LOG_FORMAT", "value": "json"},
             {"name": "HOME", "value": HOME},
             {"name": "USER", "value": "sloserve"},
         ],

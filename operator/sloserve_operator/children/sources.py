@@ -12,6 +12,8 @@ from sloserve_operator.quantity import canonical
 MODELS = "/models"
 CACHE = "/cache"
 HUB_PORTS = (80, 443)
+_WEB = {"http": 80, "https": 443}
+_COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROXIES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
@@ -103,14 +105,25 @@ def mounts(spec: ServiceSpec) -> Mounts:
 
 def hub_ports(template: Obj) -> list[int]:
     """Ports that a download may need: those of the web, and of a mirror or proxy that is set."""
-    ports = set(HUB_PORTS)
+    named = (_port(url) for url in _urls(template, _PROXIES))
+    return sorted({*HUB_PORTS, *(port for port in named if port is not None)})
+
+
+def collector_ports(template: Obj) -> list[int]:
+    """Ports of the collector that traces go to, when the pod's environment names one."""
+    ports = {_port(url) or _WEB.get(urlsplit(url).scheme) for url in _urls(template, _COLLECTORS)}
+    return sorted(port for port in ports if port is not None)
+
+
+def _urls(template: Obj, variables: tuple[str, ...]) -> list[str]:
+    """The URLs in these environment variables, of every container."""
+    found = []
     for container in template["spec"]["containers"]:
         for variable in container.get("env") or ():
-            if str(variable.get("name", "")).upper() in _PROXIES:
-                text = str(variable.get("value") or "")
-                if re.match(r"\w+://", text) and (port := _port(text)) is not None:
-                    ports.add(port)
-    return sorted(ports)
+            text = str(variable.get("value") or "")
+            if str(variable.get("name", "")).upper() in variables and re.match(r"\w+://", text):
+                found.append(text)
+    return found
 
 
 def _port(url: str) -> int | None:

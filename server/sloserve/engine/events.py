@@ -59,6 +59,7 @@ class Chunk:
     prompt_logprobs: tuple[Logprobs, ...] = ()  # on the first chunk, when asked for
     finish_reason: str | None = None  # "stop", "length"; None: more to come
     stop_reason: str | int | None = None  # the stop string or token id that ended it
+    num_preempted: int = 0  # with finish_reason: how often it gave way to others
 
 
 @dataclass(frozen=True, slots=True)

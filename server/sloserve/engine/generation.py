@@ -90,6 +90,7 @@ class Generation:
             chunk.prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
         if finish_reason is not None:
             chunk.finish_reason, chunk.stop_reason = finish_reason, stop_reason
+            chunk.num_preempted = request.num_preemptions
         return chunk, Outcome(token_id, finish_reason is not None, stage, next_stage)
 
     def _flush(self, *, active: bool) -> str:

@@ -13,7 +13,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sloserve.engine.events import Broken, Decided
-from sloserve.errors import Declined
+from sloserve.errors import Declined, Unavailable
+from sloserve.frontend import telling
 from sloserve.frontend.choices import Choices
 from sloserve.frontend.latencies import Latencies
 from sloserve.frontend.replica import Replica
@@ -22,8 +23,9 @@ from sloserve.frontend.wayout import WayOut
 from sloserve.http import report, sse
 from sloserve.http.answers import encode
 from sloserve.http.errors import JSON, refusal
-from sloserve.slo import Decision
-from sloserve.wire import REPORT, SLO_CLASS, SLO_DECISION, SLO_REASON, STAGE_TOKENS, stage_tokens
+from sloserve.http.tracing import NO_SPAN, Span
+from sloserve.slo import Decision, Promise
+from sloserve.wire import REPORT, SLO_DECISION, SLO_REASON, STAGE_TOKENS, stage_tokens
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ class Answering(Response):
 
     def __init__(
         self, replica: Replica, sequences: Sequences, choices: Choices, latencies: Latencies,
-        way_out: WayOut, *, headers: dict[str, str], streamed: bool, tell_gateway: bool,
+        way_out: WayOut, *, promise: Promise, headers: dict[str, str], streamed: bool,
+        tell_gateway: bool, span: Span = NO_SPAN,
     ) -> None:  # fmt: skip
         super().__init__()
         self._replica = replica
@@ -47,6 +50,12 @@ class Answering(Response):
         self._choices = choices
         self._latencies = latencies
         self._way_out = way_out
+        self._promise = promise
+        self._span = span
+        self._begun_s = replica.clock()
+        self._verdict: Decided | None = None
+        self._outcome = "cancelled"
+        self._status = 0
         self._extra = headers
         self._streamed = streamed
         self._tell_gateway = tell_gateway
@@ -65,44 +74,53 @@ class Answering(Response):
                     {work, gone}, timeout=WATCH_S, return_when=asyncio.FIRST_COMPLETED
                 )
                 if self._is_stuck():
-                    log.info("client reads nothing, cut off: %s", self._choices.request_id)
+                    log.info("client reads nothing, cut off")
                     break
         finally:
             gone.cancel()
             work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            try:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await work
+            finally:
+                telling.ended(
+                    self._span, self._verdict, self._outcome, promise=self._promise,
+                    choices=self._choices, latencies=self._latencies, begun_s=self._begun_s,
+                    status=self._status,
+                )  # fmt: skip
 
     async def _answer(self) -> None:
         """Decide and answer; always close the sequences, which cancels what still runs."""
         try:
             self._decided(await self._sequences.decide())
             whole = await (self._stream() if self._streamed else self._collect())
+            self._outcome = "finished" if whole else "failed"
             if whole:
                 self._latencies.record(num_prompt=self._choices.num_prompt)
         except Declined as error:
-            self._decided(Decided(Decision.DECLINED, error.reason))
+            self._outcome = "refused"
+            self._decided(
+                Decided(Decision.DECLINED, error.reason, error.message, error.retry_after_s)
+            )
             await self._refuse(error)
         except Exception as error:
+            self._outcome = "failed"
+            reason = error.reason.value if isinstance(error, Unavailable) else type(error).__name__
+            telling.broken(reason, num_output=self._choices.usage().num_output)
             await self._refuse(error)
         finally:
             await self._sequences.close()
 
     def _decided(self, decided: Decided) -> None:
+        self._verdict = decided
         self._latencies.decided(self._replica.clock())
         self._extra[SLO_DECISION] = decided.decision.value
         self._extra.pop(SLO_REASON, None)
         if decided.reason:
             self._extra[SLO_REASON] = decided.reason.value
-        if decided.decision in (Decision.DECLINED, Decision.DEGRADED):
-            log.info(
-                "%s: request=%s class=%s reason=%s prompt_tokens=%d",
-                decided.decision.value,
-                self._choices.request_id,
-                self._extra[SLO_CLASS],
-                decided.reason.value,
-                self._choices.num_prompt,
-            )
+        telling.decided(
+            decided, slo_class=self._promise.slo_class, num_prompt=self._choices.num_prompt
+        )
 
     async def _stream(self) -> bool:
         """Send chunks as events; False when it broke on the way."""
@@ -111,6 +129,7 @@ class Answering(Response):
             if isinstance(item, Broken):
                 if not self._started:
                     raise broken(item)
+                telling.broken(item.reason.value, num_output=choices.usage().num_output)
                 await self._body(choices.lost(job.index, item), more=False)
                 return False
             if isinstance(item, Decided):
@@ -169,7 +188,7 @@ class Answering(Response):
         await self._body(body, more=False)
 
     async def _start(self, status: int, headers: dict[str, str]) -> None:
-        self._started = True
+        self._started, self._status = True, status
         all_headers = {**headers, **self._extra}
         if self._tell_gateway:
             all_headers[REPORT] = report.to_header(self._replica.report())

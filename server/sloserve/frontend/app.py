@@ -23,10 +23,11 @@ from sloserve.http.bodies import (
 )
 from sloserve.http.exporter import Exporter
 from sloserve.http.reading import read_body
+from sloserve.http.tracing import NO_TRACER, Tracer
 from sloserve.metrics import REPLICA_EXPORTS
 
 
-def create_app(replica: Replica) -> FastAPI:
+def create_app(replica: Replica, *, tracer: Tracer = NO_TRACER) -> FastAPI:
     """
     The application. It answers from the first second: 503 and a phase until the model is ready.
     """
@@ -35,7 +36,7 @@ def create_app(replica: Replica) -> FastAPI:
     exporter = Exporter(REPLICA_EXPORTS)
     start_series(replica.spec, exporter)
     replica.on_apply(lambda spec: start_series(spec, exporter))
-    generations = Generations(replica, exporter)
+    generations = Generations(replica, exporter, tracer)
     app.state.way_out = generations.way_out
     app.state.figures = Figures(replica, exporter, emission_lag_s=lambda: generations.way_out.p99_s)
     _generation_routes(app, generations)

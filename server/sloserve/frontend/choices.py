@@ -20,6 +20,7 @@ class _Part:
     text_length: int = 0
     num_output: int = 0
     num_cached: int = 0
+    num_preempted: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -58,6 +59,16 @@ class Choices:
         return self._num_open == 0
 
     @property
+    def finish_reasons(self) -> list[str]:
+        """Of the choices that have one."""
+        return [part.finish_reason for part in self._parts if part.finish_reason]
+
+    @property
+    def num_preempted(self) -> int:
+        """How often their sequences gave way to others, of the choices that ended."""
+        return sum(part.num_preempted for part in self._parts)
+
+    @property
     def num_prompt(self) -> int:
         """Prompt tokens; a prompt with several answers counts once."""
         return sum(self._prompts)
@@ -67,7 +78,7 @@ class Choices:
         choice = self._take(job, chunk)
         if not choice.text and not num_new and not choice.finish_reason:
             return b""
-        usage = self._usage() if self._usage_always else None
+        usage = self.usage() if self._usage_always else None
         data = self._answers.chunk(choice, usage=usage, usage_field=self._usage_last)
         if self._annotate:
             out = sse.annotated(data, num_tokens=num_new, stage=chunk.stage)
@@ -75,7 +86,7 @@ class Choices:
             out = sse.event(data)
         if self.all_done:
             if self._usage_last:
-                out += sse.event(self._answers.usage(self._usage()))
+                out += sse.event(self._answers.usage(self.usage()))
             out += sse.DONE
         return out
 
@@ -105,7 +116,17 @@ class Choices:
             )
             for i, part in enumerate(self._parts)
         ]
-        return self._answers.whole(choices, self._usage())
+        return self._answers.whole(choices, self.usage())
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        num_choices = len(self._parts) // len(self._prompts)
+        firsts = self._parts[::num_choices]
+        return Usage(
+            num_prompt=self.num_prompt,
+            num_output=sum(part.num_output for part in self._parts),
+            num_cached=sum(part.num_cached for part in firsts),
+        )
 
     def _take(self, job: Job, chunk: Chunk) -> Choice:
         """The new part that a chunk brings to its choice."""
@@ -123,6 +144,7 @@ class Choices:
         part.num_cached = chunk.num_cached
         if chunk.finish_reason is not None:
             part.finish_reason, part.stop_reason = chunk.finish_reason, chunk.stop_reason
+            part.num_preempted = chunk.num_preempted
             self._num_open -= 1
         return Choice(
             index=job.index,
@@ -145,12 +167,3 @@ class Choices:
         unknown = job.prompt.tokens[: len(job.prompt.tokens) - len(given)]
         names = [TokenLogprob(self._tokenizer.token_text(t), None) for t in unknown]
         return names + [self._logprob(p) for p in given]
-
-    def _usage(self) -> Usage:
-        num_choices = len(self._parts) // len(self._prompts)
-        firsts = self._parts[::num_choices]
-        return Usage(
-            num_prompt=self.num_prompt,
-            num_output=sum(part.num_output for part in self._parts),
-            num_cached=sum(part.num_cached for part in firsts),
-        )

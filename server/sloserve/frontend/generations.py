@@ -6,6 +6,7 @@ from fastapi import Request, Response
 
 from sloserve.engine.events import Generate
 from sloserve.errors import BadInput, SloserveError, Unavailable
+from sloserve.frontend import telling
 from sloserve.frontend.answering import Answering
 from sloserve.frontend.ask import Ask, read_ask, request_id
 from sloserve.frontend.choices import Choices
@@ -19,6 +20,8 @@ from sloserve.http.bodies import ChatBody, CompletionBody, parse, turns
 from sloserve.http.errors import refusal
 from sloserve.http.exporter import Exporter
 from sloserve.http.reading import read_body
+from sloserve.http.tracing import NO_TRACER, Span, Tracer
+from sloserve.logs import bind
 from sloserve.slo import Promise
 from sloserve.wire import (
     PROMPT_TOKENS,
@@ -36,7 +39,8 @@ MAX_CHOICES_TOKENS = 1_000_000
 class Generations:
     """What the two generating routes share."""
 
-    def __init__(self, replica: Replica, exporter: Exporter) -> None:
+    def __init__(self, replica: Replica, exporter: Exporter, tracer: Tracer = NO_TRACER) -> None:
+        self._tracer = tracer
         self.replica = replica
         self.exporter = exporter
         self.way_out = WayOut(self._tell_way_out)
@@ -48,17 +52,25 @@ class Generations:
         arrived_s = self.replica.clock()
         id_ = request_id(request.headers)
         slo_class = request.headers.get(SLO_CLASS, "")
+        span = self._tracer.server(f"POST {request.url.path}", request.headers)
+        bind(request_id=id_, trace_id=span.trace_id)
         try:
-            return await self._prepare(request, kind, id_=id_, arrived_s=arrived_s)
+            return await self._prepare(request, kind, id_=id_, arrived_s=arrived_s, span=span)
         except SloserveError as error:
             reason = error.reason.value if isinstance(error, Unavailable) else ""
             refused(self.replica, self.exporter, reason=reason, slo_class=slo_class)
-            response = refusal(error).response()
+            told = refusal(error)
+            telling.refused(span, told)
+            response = told.response()
             response.headers[REQUEST_ID] = id_
             response.headers[SLO_REPLICA] = self.replica.name
             if self.replica.draining:
                 response.headers["connection"] = "close"
             return response
+        except BaseException as error:
+            span.fail(type(error).__name__)
+            span.end()
+            raise
 
     async def _prepare(
         self,
@@ -67,6 +79,7 @@ class Generations:
         *,
         id_: str,
         arrived_s: float,
+        span: Span,
     ) -> Response:
         replica = self.replica
         body = parse(kind, await read_body(request))
@@ -87,6 +100,7 @@ class Generations:
             promise=promise,
             arrival_s=ask.arrival_s,
             num_sequences=len(jobs),
+            lags=span.recording,
         )
         choices = Choices(
             body,
@@ -102,9 +116,11 @@ class Generations:
             choices,
             latencies,
             self.way_out,
+            promise=promise,
             headers=self._headers(ask, promise, choices.num_prompt),
             streamed=bool(body.stream),
             tell_gateway=ask.through_gateway,
+            span=span,
         )
 
     def _headers(self, ask: Ask, promise: Promise, num_prompt: int) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """The times of one request, for histograms: promises are counted by the engine itself."""
 
+from itertools import accumulate
+
 from sloserve.engine.events import Chunk
 from sloserve.http.exporter import Exporter
-from sloserve.slo import Bank, Promise
+from sloserve.slo import Bank, Promise, TokenDeadlines
 
 ENGINE = "0"
 """The `engine` label of the vllm:* names: one engine per replica."""
@@ -15,7 +17,15 @@ NUM_GAPS = 64
 class Track:
     """One sequence as it was emitted."""
 
-    __slots__ = ("first_s", "first_stage", "gaps_s", "last_s", "num_tokens", "stage_tokens")
+    __slots__ = (
+        "first_s",
+        "first_stage",
+        "gaps_s",
+        "lag",
+        "last_s",
+        "num_tokens",
+        "stage_tokens",
+    )
 
     def __init__(self) -> None:
         self.num_tokens = 0
@@ -24,11 +34,42 @@ class Track:
         self.first_stage = 0
         self.last_s = 0.0
         self.gaps_s: list[float] = []  # between tokens, not counted yet
+        self.lag: WorstLag | None = None  # kept only for a trace
 
     def allowed_s(self, promise: Promise) -> float:
         """Sum of the TPOTs of tokens 2..n."""
         allowed_s = sum(n * promise.tpot_s(stage) for stage, n in enumerate(self.stage_tokens))
         return allowed_s - promise.tpot_s(self.first_stage)
+
+
+class WorstLag:
+    """
+    How late the latest token of one sequence was, in seconds: emitted less due, below 0 when all
+    were early. Looked at `NUM_GAPS` tokens at a time; stages follow each other.
+    """
+
+    __slots__ = ("_counted", "_deadlines", "_last_s", "worst_s")
+
+    def __init__(self, promise: Promise, *, arrival_s: float) -> None:
+        self._deadlines = TokenDeadlines(promise, arrival_s=arrival_s)
+        self._counted: list[int] = []  # tokens per stage, seen before
+        self._last_s = arrival_s
+        self.worst_s = float("-inf")
+
+    def follow(self, track: Track) -> None:
+        """Take in the tokens since the last call, before `track` forgets their gaps."""
+        deadlines, begun = self._deadlines, self._deadlines.num_tokens > 0
+        times_s = list(accumulate(track.gaps_s, initial=self._last_s if begun else track.first_s))
+        self._counted += [0] * (len(track.stage_tokens) - len(self._counted))
+        new = [now - seen for now, seen in zip(track.stage_tokens, self._counted, strict=True)]
+        stages = [stage for stage, count in enumerate(new) for _ in range(count)]
+        times_s = times_s[1:] if begun else times_s[:1] * (len(stages) - len(times_s)) + times_s
+        for at_s, stage in zip(times_s, stages, strict=False):
+            deadlines.stage = stage
+            self.worst_s = max(self.worst_s, at_s - deadlines.due_s)
+            deadlines.emit(at_s, stage=stage)
+        self._counted = list(track.stage_tokens)
+        self._last_s = track.last_s
 
 
 class Latencies:
@@ -42,17 +83,37 @@ class Latencies:
         promise: Promise,
         arrival_s: float,
         num_sequences: int,
+        lags: bool = False,
     ) -> None:
         self._to = to
         self._labels = (model, ENGINE)
         self._promise = promise
-        self._arrival_s = arrival_s
-        self._decided_s = arrival_s
+        self.decided_s = arrival_s
+        """When the promise's fate was known."""
+        self.arrival_s = arrival_s
         self.tracks = [Track() for _ in range(num_sequences)]
+        if lags:
+            for track in self.tracks:
+                track.lag = WorstLag(promise, arrival_s=arrival_s)
 
     def decided(self, now_s: float) -> None:
         """The promise's fate is known."""
-        self._decided_s = now_s
+        self.decided_s = now_s
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Arrival to the first token of any sequence; None: none came."""
+        firsts_s = [track.first_s for track in self.tracks if track.num_tokens]
+        return min(firsts_s) - self.arrival_s if firsts_s else None
+
+    def worst_lag_s(self) -> float | None:
+        """Asked at the end: how late the latest token was (`WorstLag`); None: not followed."""
+        for track in self.tracks:
+            if track.lag is not None:
+                track.lag.follow(track)
+                track.gaps_s = []
+        lags_s = [track.lag.worst_s for track in self.tracks if track.lag and track.num_tokens]
+        return max(lags_s, default=None)
 
     def emitted(self, index: int, chunk: Chunk) -> int:
         """Account a chunk of sequence `index`; the number of tokens new in it."""
@@ -81,6 +142,8 @@ class Latencies:
     def _count_gaps(self, track: Track) -> None:
         name = "vllm:inter_token_latency_seconds"
         self._to.observe_all(name, *self._labels, values=track.gaps_s)
+        if track.lag is not None:
+            track.lag.follow(track)
         track.gaps_s = []
 
     def record(self, *, num_prompt: int) -> None:
@@ -102,12 +165,12 @@ class Latencies:
     def _times_s(self, track: Track) -> dict[str, float]:
         first_s, last_s, n = track.first_s, track.last_s, track.num_tokens
         times_s = {
-            "vllm:time_to_first_token_seconds": first_s - self._arrival_s,
-            "vllm:e2e_request_latency_seconds": last_s - self._arrival_s,
-            "vllm:request_queue_time_seconds": self._decided_s - self._arrival_s,
-            "vllm:request_prefill_time_seconds": first_s - self._decided_s,
+            "vllm:time_to_first_token_seconds": first_s - self.arrival_s,
+            "vllm:e2e_request_latency_seconds": last_s - self.arrival_s,
+            "vllm:request_queue_time_seconds": self.decided_s - self.arrival_s,
+            "vllm:request_prefill_time_seconds": first_s - self.decided_s,
             "vllm:request_decode_time_seconds": last_s - first_s,
-            "vllm:request_inference_time_seconds": last_s - self._decided_s,
+            "vllm:request_inference_time_seconds": last_s - self.decided_s,
         }
         if n > 1:
             tpot_s = (last_s - first_s) / (n - 1)
@@ -117,7 +180,7 @@ class Latencies:
     def _slack(self, track: Track) -> None:
         """Due less emitted: of the first token, and of the last."""
         promise = self._promise
-        first_due_s = self._arrival_s + promise.ttft_s
+        first_due_s = self.arrival_s + promise.ttft_s
         name = "sloserve_slack_seconds"
         self._to.observe(name, promise.slo_class, value=first_due_s - track.first_s)
         if track.num_tokens > 1:

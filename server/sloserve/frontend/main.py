@@ -24,6 +24,7 @@ from sloserve.frontend.replica import Clock, Progress, Replica, Served
 from sloserve.frontend.wayout import WayOut
 from sloserve.http import serve
 from sloserve.http.config import load_manifest
+from sloserve.http.tracing import Tracer, make_tracer
 from sloserve.http.watch import Watched
 from sloserve.slo import Promise, Stage
 from sloserve.slo.flags import with_flags
@@ -54,10 +55,16 @@ def run_replica(args: argparse.Namespace) -> int:
         from sloserve.model.allocator import restart_with_malloc_settings
 
         restart_with_malloc_settings()
-    sock = serve.bind(*serve.parse_listen(args.listen))
     replica = Replica(spec, name=args.name)
+    tracer = make_tracer(
+        "replica", flag=args.tracing, environ=os.environ, service=spec.name, instance=replica.name
+    )
+    sock = serve.bind(*serve.parse_listen(args.listen))
     print(f"replica {replica.name} of {spec.name}: {serve.url_of(sock)}", flush=True)
-    code = serve.run(_run(replica, sock, args, watched))
+    try:
+        code = serve.run(_run(replica, sock, args, watched, tracer))
+    finally:
+        tracer.close()
     if any(thread.name == LOADER and thread.is_alive() for thread in threading.enumerate()):
         sys.stdout.flush()
         os._exit(code)  # a load can't be interrupted, and nothing of it is kept
@@ -76,10 +83,11 @@ async def _run(
     sock: socket.socket,
     args: argparse.Namespace,
     watched: Watched[ServiceSpec] | None,
+    tracer: Tracer,
 ) -> int:
     stop = serve.Stop()
     stop.install()
-    app = create_app(replica)
+    app = create_app(replica, tracer=tracer)
     engine = EngineClient(service=replica.spec.name, replica=replica.name)
     async with serve.serving([serve.Listener(app, sock)], grace_s=FLUSH_S), _engine_life(engine):
         tasks = [asyncio.create_task(_start(replica, engine, args))]
@@ -92,11 +100,14 @@ async def _run(
         try:
             await _until(asked, tasks)
             replica.drain()
-            log.info("draining: num_running=%d", engine.num_running)
+            log.info("drain begins", extra={"num_running": engine.num_running})
             if not await stop.drained(
                 lambda: engine.num_running == 0, timeout_s=replica.spec.drain_timeout_s
             ):
-                log.warning("stopped with requests running: num_running=%d", engine.num_running)
+                log.warning(
+                    "stopped with requests running", extra={"num_running": engine.num_running}
+                )
+            log.info("drain ends", extra={"num_running": engine.num_running})
         finally:
             for task in (*tasks, asked):
                 task.cancel()
@@ -143,7 +154,8 @@ async def _start(replica: Replica, engine: EngineClient, args: argparse.Namespac
     await asyncio.wait_for(_first_answer(engine, loaded), FIRST_ANSWER_S)
     replica.progress = Progress("ready")
     replica.ready = True
-    log.info("ready: model=%s hardware=%s", spec.model.source, loaded.facts.hardware)
+    told = {"model": spec.model.source, "hardware": loaded.facts.hardware}
+    log.info("ready", extra={"replica": replica.name, "generation": spec.generation, **told})
 
 
 LOADER = "sloserve-loader"
@@ -202,5 +214,7 @@ def _apply(replica: Replica, spec: ServiceSpec) -> None:
     if (spec.model, spec.engine) != (old.model, old.engine):
         log.warning("model and engine stay as they are until this replica is restarted")
     replica.apply(replace(spec, model=old.model, engine=old.engine))
-    names = ",".join(c.name for c in spec.classes)
-    log.info("manifest applied: generation=%d classes=%s", spec.generation, names)
+    log.info(
+        "manifest applied",
+        extra={"generation": spec.generation, "classes": [c.name for c in spec.classes]},
+    )

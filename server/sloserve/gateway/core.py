@@ -1,6 +1,7 @@
 """What all requests of one gateway share."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -15,8 +16,11 @@ from sloserve.gateway.replicas import Replicas
 from sloserve.gateway.settings import Settings
 from sloserve.gateway.sources import Source
 from sloserve.gateway.ticket import Ticket
+from sloserve.http.tracing import NO_TRACER, Tracer
 from sloserve.routing import Router, RoutingState, route
 from sloserve.slo.service import ServiceSpec
+
+log = logging.getLogger(__name__)
 
 MAX_HOPS = 4
 SWEEP_S = 1.0
@@ -48,12 +52,14 @@ class Core:
         settings: Settings | None = None,
         router: Router = route,
         clock: Callable[[], float] = time.monotonic,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self.spec = spec
         self.settings = settings or Settings()
         self.session = session
         self.router = router
         self.clock = clock
+        self.tracer = tracer
         self.state = RoutingState()
         self.keyring = Keyring(keys)
         self.ledger = Ledger(spec, clock=clock)
@@ -75,6 +81,10 @@ class Core:
         self.spec = spec
         self.ledger.apply(spec)
         self.room.ring()
+        log.info(
+            "manifest applied",
+            extra={"generation": spec.generation, "classes": [c.name for c in spec.classes]},
+        )
 
     async def run(self) -> None:
         """Keep it going until cancelled: replicas polled, slow readers cut off."""

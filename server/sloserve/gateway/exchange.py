@@ -6,7 +6,6 @@ sends the request to the next one, with its original arrival time.
 """
 
 import asyncio
-import logging
 
 import aiohttp
 
@@ -17,8 +16,16 @@ from sloserve.gateway.promise import MISSED, Judgement, cancelled_whole
 from sloserve.gateway.replicas import Upstream
 from sloserve.gateway.reply import Receive, Send, refuse
 from sloserve.gateway.stream import Died
+from sloserve.gateway.telling import (
+    another_is_asked,
+    answered,
+    decided,
+    hop_attributes,
+    replica_died,
+)
 from sloserve.gateway.ticket import Ticket
 from sloserve.http.errors import refusal
+from sloserve.http.tracing import NO_SPAN, Span
 from sloserve.routing import Ask, Choice
 from sloserve.slo import Decision
 from sloserve.wire import (
@@ -31,8 +38,7 @@ from sloserve.wire import (
     SLO_TTFT_MS,
 )
 
-log = logging.getLogger(__name__)
-
+HOP = "ask replica"
 LOOK_AGAIN_S = 1.0
 """Who waits here asks the router again after so many seconds even without a new report."""
 RETRY_AFTER_S = 5.0
@@ -51,6 +57,7 @@ class Exchange:
         self._task: asyncio.Task[object] | None = None
         self._ended_by: Reason | None = None
         self._lost = False
+        self._hop: Span = NO_SPAN
 
     def end(self, by: Reason) -> None:
         """Stop it now: the client is gone or reads nothing, or this gateway is out of time."""
@@ -155,14 +162,16 @@ class Exchange:
         core, ticket = self._core, self.ticket
         ticket.num_hops += 1
         upstream.begin(self, ticket.num_prompt)
+        url = upstream.chat_url if ticket.chat else upstream.completions_url
+        hop = self._hop = ticket.span.client(HOP, hop_attributes(upstream, ticket))
         try:
             sent_s = core.clock()
             headers = {
                 **ticket.forwarded,
+                **hop.headers,
                 AGE_MS: f"{(sent_s - ticket.arrival_s) * 1e3:.3f}",
                 LAST_HOP: "1" if last_hop else "0",
             }
-            url = upstream.chat_url if ticket.chat else upstream.completions_url
             async with core.session.post(
                 url, data=ticket.body, headers=headers, allow_redirects=False
             ) as response:
@@ -180,6 +189,7 @@ class Exchange:
             self._lost = False
             return await self._died(upstream, error)
         finally:
+            hop.end()
             upstream.end(self)
 
     async def _answer(
@@ -195,18 +205,22 @@ class Exchange:
         told = headers.get(REPORT)
         core.replicas.heard_header(upstream, told, declined=response.status != 200)
         ticket.replica = upstream.replica
+        reason = _reason(headers.get(SLO_REASON))
+        answered(self._hop, response.status, decision=decision, reason=reason)
         if response.status == 200 or decision is Decision.DECLINED:
             core.state.asked(declined=decision in (Decision.DECLINED, Decision.DEGRADED))
         if response.status == 503 or (decision is Decision.DECLINED and not last_hop):
             ticket.refused_s[upstream.address] = core.clock()
             await response.read()  # so that the connection can be used again
+            another_is_asked(ticket, reason=reason, status=response.status)
             return False
         told_s = _seconds(headers.get(SLO_TTFT_MS))
         ticket.promised(told_ttft_s=told_s, zero_load_s=self._zero_load_s())
         if decision is None and response.status == 200:
             decision = Decision.ADMITTED
         if decision is not None:
-            ticket.decided(decision, _reason(headers.get(SLO_REASON)))
+            ticket.decided(decision, reason)
+        decided(ticket, response.status, headers)
         if response.status != 200:
             await pass_refusal(core, ticket, self._send, response)
             return True
@@ -234,7 +248,9 @@ class Exchange:
     async def _died(self, upstream: Upstream, error: BaseException) -> bool:
         """Nothing sent yet: go on with another replica. Else the stream ends with an error."""
         ticket = self.ticket
-        log.warning("replica died: %s: %s", upstream.address, error or type(error).__name__)
+        ticket.num_deaths += not isinstance(error, aiohttp.ClientConnectorError)
+        problem = str(error) or type(error).__name__
+        replica_died(self._hop, ticket, address=upstream.address, problem=problem)
         if ticket.sent:
             text = f"replica {ticket.replica} was lost in the middle of this answer"
             await end_broken(
@@ -242,7 +258,6 @@ class Exchange:
             )
             return True
         ticket.refused_s[upstream.address] = self._core.clock()
-        ticket.num_deaths += not isinstance(error, aiohttp.ClientConnectorError)
         if ticket.num_deaths >= MAX_DEATHS:
             text = f"{ticket.num_deaths} replicas were lost while they worked on this request"
             raise Unavailable(Reason.REPLICA_LOST, text, retry_after_s=RETRY_AFTER_S)
@@ -268,8 +283,11 @@ class Exchange:
             ticket.decision = Decision.DECLINED
         if isinstance(error, Declined | Unavailable):
             ticket.reason = error.reason
+        told = refusal(error)
+        ticket.status = told.status
+        decided(ticket, told.status, told.headers)
         count(self._core, ticket, "refused", MISSED)
-        await refuse(self._send, refusal(error), ticket.explanation())
+        await refuse(self._send, told, ticket.explanation())
 
     def _judge_cancelled(self) -> Judgement:
         ticket, now_s = self.ticket, self._core.clock()

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from sloserve.gateway.settings import Settings
 from sloserve.gateway.sources import Source, make_source
 from sloserve.http.config import load_manifest
 from sloserve.http.serve import Listener, Stop, bind, parse_listen, run, serving, url_of
+from sloserve.http.tracing import NO_TRACER, Tracer, make_tracer
 from sloserve.http.watch import Watched
 from sloserve.slo import ServiceSpec
 
@@ -45,6 +47,7 @@ def run_gateway(args: argparse.Namespace) -> int:
         keys=args.keys,
         tls_cert=args.tls_cert,
         tls_key=args.tls_key,
+        tracing=args.tracing,
     )
 
 
@@ -57,14 +60,16 @@ def serve_gateway(
     keys: Path | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    tracing: bool | None = None,
     settings: Settings | None = None,
 ) -> int:
     """
     Serve until SIGTERM or SIGINT; the exit code.
 
     `config` is the resolved service spec, `replicas` a list, a file or a DNS name
-    (`sources.make_source`). Config and keys are watched: changes apply live. Raises BadInput for
-    bad input and Failed when a port is taken, before anything is served.
+    (`sources.make_source`). Config and keys are watched: changes apply live. `tracing` as in
+    `http.tracing`. Raises BadInput for bad input and Failed when a port is taken, before anything
+    is served.
     """
     if (tls_cert is None) != (tls_key is None):
         raise BadInput("TLS needs both --tls-cert and --tls-key")
@@ -74,10 +79,17 @@ def serve_gateway(
     spec = Watched(config, load_manifest)
     ring = Watched(keys, load_keys) if keys is not None else None
     source = make_source(replicas)
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    tracer = make_tracer(
+        "gateway", flag=tracing, environ=os.environ, service=spec.value.name, instance=name
+    )
     public = bind(*parse_listen(listen))
     inside = bind(*parse_listen(internal))
     tls = (str(tls_cert), str(tls_key)) if tls_cert is not None else (None, None)
-    return run(_main(spec, ring, source, public, inside, tls, settings or Settings()))
+    try:
+        return run(_main(spec, ring, source, public, inside, tls, settings or Settings(), tracer))
+    finally:
+        tracer.close()
 
 
 async def _main(
@@ -88,27 +100,39 @@ async def _main(
     inside: socket.socket,
     tls: tuple[str | None, str | None],
     settings: Settings,
+    tracer: Tracer,
 ) -> int:
     stop = Stop()
     stop.install()
     async with new_session(settings) as session:
         keys = ring.value if ring is not None else None
-        core = Core(spec.value, source, session=session, keys=keys, settings=settings)
+        core = Core(
+            spec.value, source, session=session, keys=keys, settings=settings, tracer=tracer
+        )
         work: list[Coroutine[Any, Any, None]] = [core.run(), spec.follow(core.apply)]
         work.append(_end_late_answers(core, stop))
         if ring is not None:
-            work.append(ring.follow(core.keyring.replace))
+            work.append(ring.follow(lambda keys: _replace_keys(core, keys)))
         async with _running(work, stop), serving([Listener(create_internal_app(core), inside)]):
             listener = Listener(create_app(core), public, tls_cert=tls[0], tls_key=tls[1])
             log.info(
-                "gateway serves %s at %s, internal at %s",
-                spec.value.name,
-                url_of(public, tls=tls[0] is not None),
-                url_of(inside),
+                "gateway is up",
+                extra={
+                    "service": spec.value.name,
+                    "url": url_of(public, tls=tls[0] is not None),
+                    "internal_url": url_of(inside),
+                    "generation": spec.value.generation,
+                    "tracing": tracer is not NO_TRACER,
+                },
             )
             _spare_the_collector()
             await _serve_public(core, listener, stop)
     return stop.exit_code
+
+
+def _replace_keys(core: Core, keys: tuple[Key, ...]) -> None:
+    core.keyring.replace(keys)
+    log.info("keys applied", extra={"num_keys": len(keys)})
 
 
 def _spare_the_collector() -> None:
@@ -131,9 +155,10 @@ async def _serve_public(core: Core, listener: Listener, stop: Stop) -> None:
         async with serving([listener], grace_s=grace_s) as public:
             await stop.asked.wait()
             core.draining = True
-            log.info("draining: %d requests open", len(core.open))
+            log.info("drain begins", extra={"num_open": len(core.open)})
             public.stop_listening()
             await stop.drained(lambda: public.num_connections == 0, timeout_s=linger_s)
+        log.info("drain ends", extra={"num_open": len(core.open)})
 
     served = asyncio.create_task(serve())
     at_once = asyncio.create_task(stop.at_once.wait())

@@ -12,6 +12,7 @@ from sloserve.gateway.core import Core
 from sloserve.gateway.promise import MISSED, NOT_COUNTED, Judgement, StreamJudge, judge_whole
 from sloserve.gateway.reply import PASSED_ON, Headers, Send, whole
 from sloserve.gateway.stream import Died, Stripper, error_event
+from sloserve.gateway.telling import ended
 from sloserve.gateway.ticket import Ticket
 from sloserve.slo import Decision
 from sloserve.wire import STAGE_TOKENS, parse_stage_tokens
@@ -34,8 +35,9 @@ def count(core: Core, ticket: Ticket, outcome: str, judgement: Judgement) -> Non
         outcome=outcome,
         reason=ticket.reason,
         judgement=kept,
-        num_output=ticket.judge.num_tokens if ticket.judge is not None else ticket.num_output,
+        num_output=ticket.num_output_sent,
     )
+    ended(ticket, outcome, kept)
 
 
 async def pass_stream(
@@ -65,7 +67,7 @@ async def pass_stream(
         ticket.sending_since_s = now_s
         first = not ticket.sent
         if first:
-            ticket.sent = True
+            ticket.sent, ticket.status = True, 200
             headers = _headers(ticket, response)
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         if stripper.done:  # counted before the client can have it all, and hang up
@@ -117,7 +119,7 @@ async def pass_whole(
     judgement = judge_whole(
         ticket.promise, arrival_s=ticket.arrival_s, done_s=done_s, choices=choices
     )
-    ticket.sent = True
+    ticket.sent, ticket.status = True, 200
     ticket.sending_since_s = done_s
     ticket.num_output = sum(sum(stages) for stages in choices)
     core.state.finished(ticket.offer.slo_class, ticket.num_output)
@@ -131,7 +133,7 @@ async def pass_refusal(
 ) -> None:
     """Pass on what the replica refused: a decline is missed, bad input is not counted."""
     body = await response.read()
-    ticket.sent = True
+    ticket.sent, ticket.status = True, response.status
     if ticket.decision is Decision.DECLINED:
         count(core, ticket, "refused", MISSED)
     elif response.status < 500:

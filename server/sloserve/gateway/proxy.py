@@ -4,7 +4,6 @@ this together.
 """
 
 import asyncio
-import logging
 import random
 from collections.abc import Mapping
 
@@ -16,9 +15,12 @@ from sloserve.gateway.passing import NO_DECISION, count
 from sloserve.gateway.peek import peek
 from sloserve.gateway.promise import MISSED, NOT_COUNTED
 from sloserve.gateway.reply import Receive, Scope, Send, explanation, refuse
+from sloserve.gateway.telling import refused
 from sloserve.gateway.ticket import Ticket
 from sloserve.http.errors import Refusal, TooLarge, refusal
 from sloserve.http.offers import ResolvedOffer, resolve_offer
+from sloserve.http.tracing import Span
+from sloserve.logs import bind
 from sloserve.routing import prefix_keys
 from sloserve.slo.service import ServiceSpec
 from sloserve.wire import (
@@ -36,13 +38,14 @@ from sloserve.wire import (
     offer_to_json,
 )
 
-log = logging.getLogger(__name__)
-
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 PATHS = (CHAT, COMPLETIONS)
-FORWARDED = ("content-type", "user-agent", SESSION_ID, "traceparent", "tracestate")
+SPAN_NAMES = {path: f"POST {path}" for path in PATHS}
+FORWARDED = ("content-type", "user-agent", SESSION_ID)
 """The client's headers that a replica sees, beside the promise; all others stay here."""
+TRACE_CONTEXT = ("traceparent", "tracestate")
+"""And these, unless the request is traced here: then they come from the span of each hop."""
 OFFER_HEADERS = (
     *(SLO_CLASS, *SLO_CLASS_ALIASES),
     *(SLO_TTFT_MS, *SLO_TTFT_MS_ALIASES),
@@ -72,6 +75,8 @@ class Proxy:
         arrival_s = core.clock()
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         request_id = _request_id(headers)
+        span = core.tracer.server(SPAN_NAMES[scope["path"]], headers)
+        bind(request_id=request_id, trace_id=span.trace_id)
         key: Key | None = None
         try:
             found = core.keyring.authenticate(headers.get("authorization"))
@@ -80,7 +85,7 @@ class Proxy:
             body = await _read(receive, core.settings.max_body_bytes)
             ticket = self._ticket(
                 key, headers, body, chat=scope["path"] == CHAT, request_id=request_id,
-                arrival_s=arrival_s,
+                arrival_s=arrival_s, span=span,
             )  # fmt: skip
             await self._serve(ticket, receive, send)
         except SloserveError as error:
@@ -89,6 +94,7 @@ class Proxy:
                 "", decision=NO_DECISION, outcome="refused", reason=reason, judgement=NOT_COUNTED
             )
             told = error.refusal if isinstance(error, KeyRefused) else refusal(error)
+            refused(span, told)
             await refuse(send, told, explanation(request_id=request_id))
         except ClientGone:
             core.ledger.ended(
@@ -96,6 +102,7 @@ class Proxy:
                 judgement=NOT_COUNTED,
             )  # fmt: skip
         finally:
+            span.end()
             if key is not None:
                 core.keyring.end(key)
 
@@ -108,6 +115,7 @@ class Proxy:
         chat: bool,
         request_id: str,
         arrival_s: float,
+        span: Span,
     ) -> Ticket:
         """Raises SloserveError when the request is refused before it has a class."""
         core = self._core
@@ -117,7 +125,8 @@ class Proxy:
         _check_served(core.spec, model)
         resolved, promise = self._resolve(headers, key)
         key.check_class(resolved.offer.slo_class)
-        forwarded = {name: headers[name] for name in FORWARDED if name in headers}
+        passed = FORWARDED if span.trace_id else (*FORWARDED, *TRACE_CONTEXT)
+        forwarded = {name: headers[name] for name in passed if name in headers}
         forwarded[REQUEST_ID] = request_id
         forwarded[PROMISE] = promise
         forwarded[ANNOTATE] = "1"
@@ -132,6 +141,7 @@ class Proxy:
             arrival_s=arrival_s,
             num_prompt=max(1, seen.num_ids + round(len(seen.text) * ratio)),
             prefixes=prefix_keys(seen.text, tokens_per_char=ratio),
+            span=span,
         )
 
     def _resolve(self, headers: Mapping[str, str], key: Key) -> tuple[ResolvedOffer, str]:
@@ -157,6 +167,7 @@ class Proxy:
             raise
         except Exception as error:
             ticket.reason = Reason.NONE
+            ticket.status = ticket.status or 500
             count(self._core, ticket, "failed", MISSED)
             told = refusal(error)  # logs it
             if ticket.sent:

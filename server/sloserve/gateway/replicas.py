@@ -24,7 +24,7 @@ LOADING_S = 1.0
 """Between two looks at how far a replica has loaded."""
 LOST_S = 10.0
 """A replica silent for so long is gone (a lost node sends no reset): its requests are too."""
-UNKNOWN = "unknown"
+UNKNOWN, SILENT, GONE, FOREIGN = "unknown", "silent", "gone", "foreign"
 
 
 class Attempt(Protocol):
@@ -50,6 +50,8 @@ class Upstream:
         self.attempts: set[Attempt] = set()
         self.problem = "not asked yet"
         """Why there is no report, for people."""
+        self.told = UNKNOWN
+        """Its state as the log has it."""
         self.ready_url = URL(f"http://{address}/ready")
         self.loading: tuple[str, int, int] | None = None
         """How far it has come while it loads: phase, bytes done, bytes in total."""
@@ -157,11 +159,11 @@ class Replicas:
     def follow(self, addresses: list[str]) -> None:
         """Route to these replicas and no others. Answers under way elsewhere go on."""
         for address in self.known.keys() - addresses:
-            log.info("replica is no longer listed: %s", address)
+            log.info("replica is no longer listed", extra={"replica": address})
             del self.known[address]
         for address in addresses:
             if address not in self.known:
-                log.info("replica is listed: %s", address)
+                log.info("replica is listed", extra={"replica": address})
                 upstream = self.known[address] = Upstream(address)
                 poll = asyncio.create_task(self._poll(upstream))
                 self._polls.add(poll)
@@ -180,7 +182,7 @@ class Replicas:
             except aiohttp.ClientConnectorError as error:
                 self.fail(upstream, f"can't connect: {error.os_error.strerror or error}")
             except (aiohttp.ClientError, OSError, ValueError, BadInput) as error:
-                upstream.problem = f"no report: {error or type(error).__name__}"
+                self._silent(upstream, f"no report: {str(error) or type(error).__name__}")
             self._look_for_loss(upstream)
             await asyncio.sleep(self._poll_s)
 
@@ -199,9 +201,16 @@ class Replicas:
     def heard(self, upstream: Upstream, report: Report) -> None:
         """A report came, polled or with an answer; one of another service is ignored."""
         if report.service != self._service:
-            upstream.gone(f"belongs to service {report.service!r}")
+            problem = f"belongs to service {report.service!r}"
+            if upstream.told != FOREIGN:
+                upstream.told = FOREIGN
+                log.warning("not a replica of ours", extra={**_names(upstream), "error": problem})
+            upstream.gone(problem)
             return
         upstream.heard(report, self._clock())
+        if report.state != upstream.told:
+            upstream.told = report.state
+            log.info("replica is %s", report.state, extra=_names(upstream))
         self._changed()
 
     def heard_header(self, upstream: Upstream, text: str | None, *, declined: bool) -> None:
@@ -217,9 +226,17 @@ class Replicas:
 
     def fail(self, upstream: Upstream, problem: str) -> None:
         """It can't be reached at all: forgotten until it reports again."""
-        if upstream.report is not None:
-            log.warning("replica is gone: %s: %s", upstream.address, problem)
+        if upstream.told not in (UNKNOWN, GONE):
+            upstream.told = GONE
+            log.warning("replica is gone", extra={**_names(upstream), "error": problem})
         upstream.gone(problem)
+
+    def _silent(self, upstream: Upstream, problem: str) -> None:
+        """It did not report this time; what is known of it ages."""
+        upstream.problem = problem
+        if upstream.told not in (UNKNOWN, SILENT, GONE):
+            upstream.told = SILENT
+            log.warning("replica is silent", extra={**_names(upstream), "error": problem})
 
     def _look_for_loss(self, upstream: Upstream) -> None:
         silent_s = self._clock() - upstream.report_s
@@ -227,6 +244,10 @@ class Replicas:
             self.fail(upstream, f"silent for {silent_s:.0f} s")
             for attempt in list(upstream.attempts):
                 attempt.lose()
+
+
+def _names(upstream: Upstream) -> dict[str, str]:
+    return {"replica": upstream.replica, "address": upstream.address}
 
 
 def _address(host: str, port: int) -> str:

@@ -99,7 +99,7 @@ class FileSource:
         except FileNotFoundError:
             self._seen, self._list = None, ListSource([])
         except (OSError, UnicodeDecodeError, BadInput) as error:
-            log.error("can't read the list of replicas: %s", error)
+            log.error("can't read the list of replicas", extra={"error": str(error)})
             return None
         return await self._list.look()
 
@@ -122,7 +122,7 @@ async def resolve(host: str) -> list[str] | None:
             return None
         return []
     except (OSError, UnicodeError) as error:
-        log.warning("can't resolve %s: %s", host, error)
+        log.warning("can't resolve a name", extra={"host": host, "error": str(error)})
         return None
     of_v4 = sorted({str(a[4][0]) for a in found if a[0] == socket.AF_INET})
     return of_v4 or sorted({str(a[4][0]) for a in found})

@@ -8,6 +8,7 @@ from sloserve.gateway.peek import Peek
 from sloserve.gateway.promise import StreamJudge
 from sloserve.gateway.reply import Headers, explanation
 from sloserve.http.offers import ResolvedOffer
+from sloserve.http.tracing import NO_SPAN, Span
 from sloserve.slo import Decision, Offer, Promise
 from sloserve.wire import SESSION_ID
 
@@ -27,6 +28,7 @@ class Ticket:
     num_prompt: int
     """Prompt tokens: an estimate until a replica tells."""
     prefixes: tuple[tuple[int, int], ...] = ()
+    span: Span = NO_SPAN
 
     num_hops: int = 0
     num_deaths: int = 0
@@ -41,6 +43,8 @@ class Ticket:
     judge: StreamJudge | None = None
     num_output: int = 0
     """Output tokens of an answer that is not streamed."""
+    status: int = 0
+    """HTTP status of the answer; 0: none was sent."""
     sent: bool = False
     """Something went to the client."""
     counted: bool = False
@@ -58,6 +62,11 @@ class Ticket:
     def session(self) -> str:
         """The session it belongs to, if it says so."""
         return self.forwarded.get(SESSION_ID, "")
+
+    @property
+    def num_output_sent(self) -> int:
+        """Output tokens that went to the client."""
+        return self.judge.num_tokens if self.judge is not None else self.num_output
 
     def promised(self, *, told_ttft_s: float | None, zero_load_s: float) -> Promise:
         """

@@ -41,14 +41,19 @@ class Watched(Generic[T]):
         if mark == self._seen:
             return False
         if mark is None:
-            log.warning("file is gone, the last content stays in force: %s", self.path)
+            log.warning(
+                "file is gone, the last content stays in force", extra={"path": str(self.path)}
+            )
             self._seen = mark
             return False
         self._seen = mark
         try:
             value = self._load(self.path)
         except SloserveError as error:
-            log.error("bad content, the last good one stays in force: %s", error.message)
+            log.error(
+                "bad content, the last good one stays in force",
+                extra={"path": str(self.path), "error": error.message},
+            )
             return False
         if value == self.value:
             return False
@@ -68,7 +73,9 @@ class Watched(Generic[T]):
                 if done is not None:
                     await done
             except SloserveError as error:
-                log.error("can't apply %s: %s", self.path, error.message)
+                log.error(
+                    "can't apply a file", extra={"path": str(self.path), "error": error.message}
+                )
 
     def _mark(self) -> tuple[int, int, int, int] | None:
         try:

@@ -107,7 +107,7 @@ class Child:
                 steady = time.monotonic() - start_s > STEADY_S
                 num_failures = 1 if steady else num_failures + 1
                 self.phase = Phase.PAUSED
-                log.info("child ended: name=%s code=%s", self.name, code)
+                log.info("child ended", extra={"child": self.name, "code": code})
                 self._ended(code)
                 await asyncio.sleep(pause_s(num_failures))
                 self.phase = Phase.RUNNING

@@ -26,7 +26,6 @@ class FleetSettings:
     threads: int
     profile: str | None = None
     keys: Path | None = None
-    log_level: str = "info"
 
 
 class Fleet:
@@ -121,7 +120,7 @@ class Fleet:
         words += ["--replicas", str(self._state.replicas_path.absolute())]
         if settings.keys is not None:
             words += ["--keys", str(settings.keys)]
-        return [*words, "--log-level", settings.log_level]
+        return words
 
     def _replica_words(self, name: str) -> list[str]:
         self._ports[name] = free_port(HOST)
@@ -131,7 +130,7 @@ class Fleet:
         words += ["--listen", self.address(name), "--policy", settings.policy]
         if settings.profile is not None:
             words += ["--profile", settings.profile]
-        return [*words, "--log-level", settings.log_level]
+        return words
 
     def _write_list(self) -> None:
         self._state.write_replicas([f"{HOST}:{port}" for port in self._ports.values()])
@@ -152,7 +151,7 @@ async def _stop(children: list[Child], timeout_s: float) -> None:
         child.ask_to_stop()
     for child in children:
         if not await child.wait(timeout_s=timeout_s):
-            log.warning("did not end in time, killed: %s", child.name)
+            log.warning("a child did not end in time, killed", extra={"child": child.name})
             child.kill()
             with contextlib.suppress(ProcessLookupError):
                 await child.wait()
