@@ -42,7 +42,7 @@ class Lookout:
             overview = parse_overview(await fetch(self._session, f"{self._internal_url}/report"))
         except Failed:
             overview = None
-        scene.overview = overview
+        scene.overview, scene.latest = overview, overview or scene.latest
         scene.was_ready = scene.was_ready or (overview is not None and overview.num_ready > 0)
         watched = now_s - self._seen_s <= WATCHED_S
         if overview is not None and now_s - self._counted_s >= (

@@ -3,6 +3,7 @@
 
     {"service", "model", "url", "generation", "version", "atMs",
      "phase": "starting" | "loading" | "serving" | "draining",
+     "fresh": whether the gateway answers; if not, this is what it told last,
      "verdict": {"level": "busy" | "idle" | "good" | "warning" | "bad", "title", "text",
                  "sinceMs" | null},
      "troubles": [{"about", "level", "title", "text", "sinceMs"}],    the worst first
@@ -50,7 +51,7 @@ def picture(scene: Scene, *, now_s: float, wall_s: float) -> Json:
     def unix_ms(at_s: float) -> int:
         return round((wall_s - (now_s - at_s)) * 1e3)
 
-    overview, phase = scene.overview, _phase(scene)
+    overview, phase = scene.overview or scene.latest, _phase(scene)
     return {
         "service": scene.service,
         "model": overview.model if overview else "",
@@ -59,6 +60,7 @@ def picture(scene: Scene, *, now_s: float, wall_s: float) -> Json:
         "version": __version__,
         "atMs": round(wall_s * 1e3),
         "phase": phase,
+        "fresh": scene.overview is not None,
         "verdict": _verdict(scene, phase, unix_ms),
         "troubles": [
             {

@@ -27,6 +27,8 @@ class Scene:
     title: str
     overview: Overview | None = None
     """None while the gateway does not answer."""
+    latest: Overview | None = None
+    """The last one there was."""
     service: str = ""
     url: str = ""
     """Where clients send their requests, without a path."""

@@ -260,7 +260,8 @@ class Up:
             f'{{"model": "{self._spec.model.served_name}", "stream": true, "max_tokens": 60, '
             '"messages": [{"role": "user", "content": "What does json.dumps do?"}]}'
         )
-        self._tell(f"{self._spec.name} is ready. Try:")
+        self._scene.note(f"{self._spec.name} is ready", now_s=time.monotonic())
+        self._view.tell(f"{self._spec.name} is ready. Try:")
         self._view.tell(
             f"  curl -N {self._url}/v1/chat/completions{auth} "
             f"-H 'content-type: application/json' -H 'x-slo-class: {self._spec.default_class}' "

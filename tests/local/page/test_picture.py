@@ -147,6 +147,15 @@ def test_a_service_that_was_ready_and_is_gone_is_bad(
     assert (told["phase"], told["verdict"]["level"]) == ("serving", "bad")
 
 
+def test_what_a_lost_gateway_told_last_stays_and_is_called_old(scene: Any) -> None:
+    world = scene()
+    assert look(world)["fresh"] is True
+    world.overview, world.latest = None, world.overview
+    told = look(world)
+    assert told["fresh"] is False
+    assert [c["name"] for c in told["classes"]] == ["chat"]
+
+
 def test_draining_is_no_trouble(scene: Any) -> None:
     world = scene()
     world.draining = True

@@ -121,7 +121,7 @@ function top(now) {
   text($("service"), now.service);
   text($("where"), [now.model && `serves ${now.model}`, now.url && `at ${now.url}/v1`,
     now.generation && `generation ${now.generation}`].filter(Boolean).join(" "));
-  terms($("totals"), [
+  terms($("totals"), !now.replicas.length ? [] : [
     ["offered/s", rate(sum("offered"))],
     ["goodput/s", rate(sum("goodput"))],
     ["in flight", count(now.inflight)],
@@ -149,7 +149,7 @@ function latency({ parts }, { name, target, seen, limits, late }) {
   text(parts.name, name);
   text(parts.target, target);
   parts.seen.replaceChildren();
-  parts.bar.hidden = !limits.length;
+  parts.bar.classList.toggle("none", !limits.length);
   if (seen) {
     const p95 = make("b", time(seen.p95), late ? "late" : "");
     parts.seen.append("p50 ", make("b", time(seen.p50)), "  p95 ", p95);
@@ -205,11 +205,11 @@ function showClass({ root, parts, ttft, tpot }, c) {
   text(parts.binds, `missed by ${binds.map(([reason, n]) => `${reason} ${count(n)}`).join(", ")}`);
   const ttftLimits = c.ttftTargetMs === null ? [] : [c.ttftTargetMs];
   latency(ttft, {
-    name: "TTFT", target: `target ${c.ttft}`, seen: c.ttftMs, limits: ttftLimits,
+    name: "TTFT", target: c.ttftTargetMs === null ? c.ttft.replace("x", "×").replace(" >=", ", at least ") : `≤ ${time(c.ttftTargetMs)}`, seen: c.ttftMs, limits: ttftLimits,
     late: ttftLimits.length > 0 && c.ttftMs !== null && c.ttftMs.p95 > c.ttftTargetMs,
   });
   latency(tpot, {
-    name: "TPOT", target: `target ${c.tpot}`, seen: c.tpotMs, limits: c.tpotTargetsMs,
+    name: "TPOT", target: `≤ ${c.tpotTargetsMs.map(time).join(", ")}`, seen: c.tpotMs, limits: c.tpotTargetsMs,
     late: c.tpotMs !== null && c.tpotMs.p95 > Math.max(...c.tpotTargetsMs),
   });
   const r = c.rates;
@@ -244,6 +244,9 @@ function showReplicas(now) {
   $("replicas-head").replaceChildren(...heads.map((words) => Object.assign(make("th", words), { scope: "col" })));
   const longest = Math.max(2, ...now.replicas.flatMap((r) => Object.values(r.frontier).map((f) => f?.[1] ?? 0)));
   each($("replicas"), now.replicas, (r) => r.address, () => ({ root: make("tr") }), ({ root }, r) => {
+    const told = JSON.stringify([{ ...r, steps: null }, heads, longest]);
+    if (root.told === told) return;  // a person may be marking text in it
+    root.told = told;
     const cells = heads.map((label) => {
       const td = make("td");
       td.dataset.label = label;
@@ -280,10 +283,10 @@ function showReplicas(now) {
 
 const BAR = 4, GAP = 1, LEFT = 46, RIGHT = 4, TOP = 10, LANE = 12;
 
-/** A round number that is at least `n`: 1, 2, 2.5 or 5 times a power of ten. */
+/** A round number that is at least `n`, as is its half. */
 function nice(n) {
   const power = 10 ** Math.floor(Math.log10(n));
-  return [1, 2, 2.5, 5, 10].find((m) => m * power >= n) * power;
+  return [1, 2, 4, 6, 8, 10].find((m) => m * power >= n) * power;
 }
 
 function stepWords([number, predicted, measured, prefill, decode, effort]) {
@@ -342,7 +345,7 @@ function buildChart() {
   const { canvas, readout } = chart.parts;
   chart.redraw = () => {
     Object.assign(chart, draw(canvas, chart.steps, chart.number));
-    text(readout, chart.chosen < 0 ? "" : stepWords(chart.shown[chart.chosen]));
+    text(readout, chart.chosen < 0 ? "Point at a step, or use the arrow keys, to read it." : stepWords(chart.shown[chart.chosen]));
   };
   const choose = (index) => {
     const end = chart.shown.length - 1;
@@ -372,8 +375,8 @@ function showSteps(chart, replica) {
   const busyMs = steps.reduce((sum, step) => sum + step[2], 0);
   const words = !steps.length
     ? replica.state === "loading" ? "still loading" : "no steps yet"
-    : `${count(steps.length)} steps, ${time(busyMs / steps.length)} each, ${count(tokens / steps.length)} tokens` +
-      (replica.stepRatio === null ? "" : `, measured ${signed(replica.stepRatio)} of predicted`);
+    : `${count(steps.length)} steps of ${time(busyMs / steps.length)} and ${rate(tokens / steps.length)} tokens on average` +
+      (replica.stepRatio === null ? "" : `, ${signed(replica.stepRatio)} against predicted`);
   text(parts.summary, words);
   parts.canvas.hidden = !steps.length;
   parts.details.hidden = !steps.length;
@@ -393,6 +396,7 @@ function showSteps(chart, replica) {
 function show(now) {
   top(now);
   for (const section of document.querySelectorAll(".live")) section.hidden = !now.classes.length;
+  document.body.dataset.fresh = now.fresh;
   each($("classes"), now.classes, (c) => c.name, buildClass, showClass);
   showReplicas(now);
   each($("steps"), now.replicas, (r) => r.address, buildChart, showSteps);
@@ -419,7 +423,7 @@ function lost() {
   text($("link"), `no connection since ${clock(lostMs)}`);
   const stopped = last?.phase === "draining";
   verdict({
-    level: "lost",
+    level: stopped ? "idle" : "lost",
     title: stopped ? "Stopped" : "No connection",
     text: stopped
       ? "The service had been told to stop and has drained."
