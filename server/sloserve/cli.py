@@ -102,6 +102,12 @@ def _up_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--internal-port", type=int, default=0, help="gateway's /metrics and /report (0: any free)"
     )
+    parser.add_argument(
+        "--status-page",
+        metavar="LISTEN",
+        help="where the status page is: PORT, HOST:PORT or off (default 127.0.0.1:8081, or a free "
+        "port when that is taken)",
+    )
     parser.add_argument("--keys", type=Path, help="file with API keys; without it nobody is asked")
     _profile(parser, "step-time profile (default: measured once and cached)")
     parser.add_argument(

@@ -292,6 +292,31 @@ def test_a_loop_that_stands_still_with_work_waiting_is_stalled(
     asyncio.run(main())
 
 
+def test_an_answer_that_nobody_reads_is_no_stall(serving: Any, an_ask: Any, script: Any) -> None:
+    async def main() -> None:
+        runner = Gated(script([65] * 5, [66] * 5))
+        async with serving(runner) as client:
+            slow = client.generate(an_ask(max_tokens=5))
+            assert isinstance(await anext(slow), Decided)
+            runner.permits.release(5)
+            await until(lambda: len(client.steps_since(0)) == 5)
+            await until(lambda: free_blocks(client) == 256)
+            await asyncio.sleep(0)  # the events of the last step are on their way
+            client.clock.sleep_until(100.0)
+            await until(lambda: not client.stalled(after_s=10))
+            # a newcomer after the pause has waited for nothing yet; then the loop does hang
+            task = asyncio.create_task(read(client, an_ask(max_tokens=5)))
+            await until(lambda: client.num_running == 2)
+            assert not client.stalled(after_s=10)
+            client.clock.sleep_until(111.0)
+            assert client.stalled(after_s=10)
+            runner.permits.release(100)
+            await task
+            assert len([event async for event in slow]) == 5
+
+    asyncio.run(main())
+
+
 def test_stopping_breaks_whoever_still_reads(serving: Any, an_ask: Any, script: Any) -> None:
     async def main() -> None:
         runner = Gated(script([65] * 50))

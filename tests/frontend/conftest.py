@@ -33,6 +33,23 @@ T = TypeVar("T")
 STEP_MODEL = StepModel(w=0.001, a0=1e-6, c1=0.0, a1=2e-6, b=1e-9, d=1e-9)
 
 
+class Skipping:
+    """The real clock, and a test may skip some time."""
+
+    def __init__(self) -> None:
+        self._skipped_s = 0.0
+
+    def now_s(self) -> float:
+        return time.monotonic() + self._skipped_s
+
+    def sleep_until(self, at_s: float) -> None:
+        time.sleep(max(0.0, at_s - self.now_s()))
+
+    def skip(self, seconds: float) -> None:
+        """So much later."""
+        self._skipped_s += seconds
+
+
 class Capitals:
     """
     A runner that answers every prompt with its own text in capitals, over and over.
@@ -87,6 +104,8 @@ class Running:
     runner: Capitals
     scheduler: Scheduler
     loop: asyncio.AbstractEventLoop
+    clock: Skipping = field(default_factory=Skipping)
+    """The engine's."""
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
@@ -202,7 +221,7 @@ def _unready(spec: ServiceSpec) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def _ready(server: Running) -> Iterator[Running]:
-    client = EngineClient(service="assistant", replica="r0")
+    client = EngineClient(service="assistant", replica="r0", clock=server.clock)
     tokenizer = ByteTokenizer()
 
     def attach() -> None:

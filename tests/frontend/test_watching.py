@@ -1,8 +1,10 @@
 """Health, readiness, metrics and the last steps."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sloserve.frontend.replica import Progress
@@ -38,6 +40,26 @@ def test_health_fails_when_every_step_breaks(running: Any) -> None:
     for _ in range(3):
         running.post("/v1/completions", json={"prompt": "x"})
     assert running.client.get("/health").status_code == 503
+
+
+def test_health_fails_while_a_hung_runner_keeps_work_waiting(running: Any) -> None:
+    def health() -> tuple[int, str]:
+        answer = running.client.get("/health")
+        return answer.status_code, answer.json()["status"]
+
+    running.clock.skip(1000)  # idle for long: that is no stall
+    assert health() == (200, "ok")
+    running.runner.go.clear()
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(running.post, "/v1/completions", json={"prompt": "abc"})
+        running.wait_for(lambda: running.replica.served.engine.num_running == 1)
+        assert health() == (200, "ok")
+        running.clock.skip(11)
+        assert health() == (503, "stalled")
+        assert running.client.get("/debug/steps").json()["stalled"] is True
+        running.runner.go.set()
+        assert answer.result().status_code == 200
+    assert health() == (200, "ok")
 
 
 def test_metrics_are_prometheus_text_of_declared_names(running: Any) -> None:
@@ -90,6 +112,54 @@ def test_the_last_steps_can_be_read(running: Any) -> None:
     steps = running.client.get("/debug/steps").json()["steps"]
     assert [step["number"] for step in steps] == [1, 2, 3, 4]
     assert steps[0]["num_prefill_tokens"] == 3
+
+
+def test_as_many_of_the_last_steps_as_wanted_are_told(running: Any) -> None:
+    running.post("/v1/completions", json={"prompt": "abc", "max_tokens": 6})
+
+    def told(query: str) -> Any:
+        return running.client.get(f"/debug/steps?{query}").json()
+
+    assert [step["number"] for step in told("last=2")["steps"]] == [5, 6]
+    assert [step["number"] for step in told("last=4&after=4")["steps"]] == [5, 6]
+    assert told("after=6")["steps"] == told("last=0")["steps"] == []
+    assert told("last=0")["num_steps"] == 6
+    assert told("last=0")["stalled"] is False
+    error = told("last=0")["error"]
+    assert (error["num_steps"], error["off"]) == (6, False)
+    assert error["mean_ratio"] > 0
+
+
+@pytest.mark.parametrize("query", ["last=-1", "last=1025", "last=x", "after=-1"])
+def test_a_wrong_number_of_steps_is_bad_input(shared: Any, query: str) -> None:
+    answer = shared.client.get(f"/debug/steps?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == query.partition("=")[0]
+
+
+def test_a_replica_that_loads_has_no_steps(unready: Any) -> None:
+    assert unready.client.get("/debug/steps").json() == {
+        "num_steps": 0,
+        "stalled": False,
+        "error": {"num_steps": 0, "mean_ratio": None, "off": False},
+        "steps": [],
+    }
+
+
+def test_a_step_model_that_is_off_is_a_metric_and_one_warning(
+    running: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert running.metric("sloserve_step_model_off") == 0
+    running.runner.step_s = 0.004  # predicted: about a millisecond
+    for _ in range(5):
+        running.post("/v1/completions", json={"prompt": "abc", "max_tokens": 50})
+    told = running.client.get("/debug/steps?last=0").json()["error"]
+    assert told["off"] is True
+    assert running.metric("sloserve_step_model_off") == 1
+    assert running.metric("sloserve_step_model_off") == 1
+    warnings = [r.getMessage() for r in caplog.records if "step model is off" in r.getMessage()]
+    assert len(warnings) == 1
+    assert f"{told['mean_ratio']:.2f}" in warnings[0]
 
 
 def test_tokens_there_and_back(shared: Any) -> None:

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from sloserve.errors import Failed
 from sloserve.local.overview import parse_overview
-from sloserve.local.view import PlainView, Scene, print_overview, summary, tables
+from sloserve.local.scene import Scene
+from sloserve.local.view import PlainView, print_overview, summary, tables
 
 TALLY = {"eligible": 200, "attained": 190, "ttftKept": 195, "tpotKept": 195, "attainment": 0.95}
 RAW: dict[str, Any] = {
@@ -30,6 +31,7 @@ RAW: dict[str, Any] = {
             "pending": 1,
             "last5m": TALLY,
             "sinceStart": TALLY,
+            "lastMinute": {"arrived": 30},
         },
         {
             "name": "code",
@@ -40,6 +42,7 @@ RAW: dict[str, Any] = {
             "pending": 0,
             "last5m": TALLY | {"attainment": None, "eligible": 0},
             "sinceStart": TALLY | {"attainment": None, "eligible": 0},
+            "lastMinute": {"arrived": 0},
         },
     ],
     "replicas": [
@@ -79,6 +82,8 @@ def test_an_overview_is_read_with_what_is_missing() -> None:
     chat, code = overview.classes
     assert (chat.ttft, chat.tpot) == ("5x >=200ms", "50ms, 100ms")
     assert chat.frontier == (1, 850)
+    assert (chat.ttft_target_s, chat.tpot_targets_s) == (None, (0.05, 0.1))
+    assert (chat.num_recent, chat.num_recent_kept, chat.num_arrived) == (200, 190, 30)
     assert (code.ttft, code.tpot, code.frontier) == ("1.5s", "50ms", None)
     assert overview.num_ready == 1
     assert overview.replicas[1].total_blocks == 0

@@ -28,9 +28,10 @@ MAX_FAILURES_IN_A_ROW = 3
 class _Stream:
     """The events of one request on their way to its reader."""
 
-    __slots__ = ("ended", "events", "waiter")
+    __slots__ = ("asked_s", "ended", "events", "waiter")
 
-    def __init__(self) -> None:
+    def __init__(self, asked_s: float) -> None:
+        self.asked_s = asked_s
         self.events: deque[Event] = deque()
         self.ended = False  # the last event is among those delivered
         self.waiter: asyncio.Future[None] | None = None
@@ -72,7 +73,6 @@ class EngineClient:
         self._reporter: Reporter | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._streams: dict[str, _Stream] = {}
-        self._busy_since_s = 0.0  # when the first of the present requests came
         self._draining = False
         self._idle: asyncio.Event | None = None
         self._generation = 0
@@ -148,9 +148,7 @@ class EngineClient:
         loading or draining.
         """
         thread = self._check(ask)
-        if not self._streams:
-            self._busy_since_s = self.clock.now_s()
-        stream = self._streams[ask.key] = _Stream()
+        stream = self._streams[ask.key] = _Stream(self.clock.now_s())
         thread.put(ask)
         try:
             while True:
@@ -185,8 +183,11 @@ class EngineClient:
             return True
         if not self._thread.alive:
             return not self._draining
-        still_s = self.clock.now_s() - max(engine.progress_s, self._busy_since_s)
-        return bool(self._streams) and still_s > after_s
+        # An answer that is complete and not read yet is the reader's work, not the engine's.
+        asked_s = [stream.asked_s for stream in self._streams.values() if not stream.ended]
+        if not asked_s:
+            return False
+        return self.clock.now_s() - max(engine.progress_s, min(asked_s)) > after_s
 
     def report(self) -> Report:
         """How this replica feels; at most a step or so old."""

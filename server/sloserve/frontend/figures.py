@@ -1,8 +1,10 @@
 """The engine's own totals and steps, put into the exporter when somebody looks."""
 
+import logging
 from collections.abc import Callable
 
 from sloserve.engine.runner import ModelFacts
+from sloserve.engine.step_error import NUM_STEPS, step_error
 from sloserve.engine.timeline import StepRecord
 from sloserve.frontend.latencies import ENGINE
 from sloserve.frontend.replica import Replica
@@ -12,6 +14,8 @@ from sloserve.http.exporter import Exporter
 from sloserve.metrics import REPLICA, VLLM, Kind
 from sloserve.scheduler import Scheduler
 from sloserve.slo.service import ServiceSpec
+
+log = logging.getLogger(__name__)
 
 NO_CLASS = "-"
 """The class of the replica's own first answer; it is not exported."""
@@ -50,6 +54,9 @@ class Figures:
         self._to = to
         self._emission_lag_s = emission_lag_s
         self._last_step = 0
+        self._off = False
+        """Whether the step model was off when somebody last looked."""
+        to.set("sloserve_step_model_off", value=0)
         names = [m.name for m in (*REPLICA, *VLLM)]
         to.refresh_before(report.NAMES, self._report)
         to.refresh_before(names, self._totals)
@@ -61,7 +68,8 @@ class Figures:
         if served is None:
             return
         to, model = self._to, self._replica.spec.model.served_name
-        for step in served.engine.steps_since(self._last_step):
+        new = served.engine.steps_since(self._last_step)
+        for step in new:
             self._last_step = step.number
             to.observe("sloserve_step_seconds", value=step.period_s)
             to.observe("sloserve_plan_seconds", value=step.plan_s)
@@ -73,6 +81,19 @@ class Figures:
                     to.observe("sloserve_step_tokens", kind, value=count)
             num_tokens = step.num_decodes + step.num_prefill_tokens
             to.observe("vllm:iteration_tokens_total", model, ENGINE, value=num_tokens)
+
+        if new:
+            self._judge(served.engine.steps_since(max(0, self._last_step - NUM_STEPS)))
+
+    def _judge(self, steps: list[StepRecord]) -> None:
+        """Export whether the step model is off, and say so once in the log."""
+        error = step_error(steps)
+        self._to.set("sloserve_step_model_off", value=error.off)
+        if error.off != self._off:
+            self._off = error.off
+            say, words = (log.warning, "is off") if error.off else (log.info, "fits again")
+            say("the step model %s: measured over predicted is %.2f over the last %d steps",
+                words, error.mean_ratio, error.num_steps)  # fmt: skip
 
     def _report(self) -> None:
         report.export(self._replica.report(), self._to)

@@ -4,12 +4,14 @@ from dataclasses import asdict
 
 from fastapi import FastAPI, Query, Request, Response
 
-from sloserve.frontend.replica import Replica
-from sloserve.http.answers import encode
+from sloserve.engine.step_error import step_error
+from sloserve.frontend.replica import Replica, Served
+from sloserve.http.answers import Json, encode
 from sloserve.http.errors import JSON
 from sloserve.http.exporter import CONTENT_TYPE, Exporter
 
-MAX_STEPS = 256
+DEFAULT_STEPS, MAX_STEPS = 256, 1024
+"""What `/debug/steps` tells unasked, and at most: the engine remembers no more."""
 
 
 def watching_routes(app: FastAPI, replica: Replica, exporter: Exporter) -> None:
@@ -40,11 +42,23 @@ def watching_routes(app: FastAPI, replica: Replica, exporter: Exporter) -> None:
         return Response(body, media_type=CONTENT_TYPE)
 
     @app.get("/debug/steps")
-    async def steps() -> Response:
-        """The last steps as planned and as measured; read only."""
-        served = replica.loaded
-        records = served.engine.steps_since(0)[-MAX_STEPS:] if served else []
-        return _json(200, {"steps": [asdict(record) for record in records]})
+    async def steps(
+        last: int = Query(default=DEFAULT_STEPS, ge=0, le=MAX_STEPS),
+        after: int = Query(default=0, ge=0),
+    ) -> Response:
+        """The last steps as planned and as measured, those after number `after`; read only."""
+        return _json(200, _steps(replica.loaded, last=last, after=after))
+
+
+def _steps(served: Served | None, *, last: int, after: int) -> Json:
+    records = served.engine.steps_since(0) if served is not None else []
+    error, told = step_error(records), records[max(0, len(records) - last) :]
+    return {
+        "num_steps": records[-1].number if records else 0,
+        "stalled": served is not None and served.engine.stalled(),
+        "error": {**asdict(error), "off": error.off},
+        "steps": [asdict(record) for record in told if record.number > after],
+    }
 
 
 def _json(status: int, value: object) -> Response:

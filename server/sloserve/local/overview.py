@@ -28,6 +28,15 @@ class ClassRow:
     frontier: tuple[int, int] | None
     """Prompt lengths (tokens) that some replica would admit now; None: not known, or none."""
     num_pending: int
+    ttft_target_s: float | None
+    """None: it is a factor on the prompt's zero-load time."""
+    tpot_targets_s: tuple[float, ...]
+    """One per stage."""
+    num_recent: int
+    """Judged in the last five minutes."""
+    num_recent_kept: int
+    num_arrived: int
+    """In the last minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,10 @@ class ReplicaRow:
     free_blocks: int
     total_blocks: int
     generation: int
+    token_supply_per_s: float
+    """What it can compute beside what it promised."""
+    frontier: Mapping[str, tuple[int, int] | None]
+    """Per class, as far as it told: the prompt lengths it would admit now; None: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,24 +110,34 @@ def parse_overview(raw: Any) -> Overview:
             classes=tuple(_slo_class(entry) for entry in raw["classes"]),
             replicas=tuple(_replica(entry) for entry in raw["replicas"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Failed(f"this is not a sloserve gateway's overview: {error!r}") from None
 
 
 def _slo_class(entry: Mapping[str, Any]) -> ClassRow:
-    frontier = entry["frontier"]
-    lengths = (int(frontier["minTokens"]), int(frontier["maxTokens"])) if frontier else (1, 0)
+    tpots_s = tuple(float(stage["tpotMs"]) / 1e3 for stage in entry["stages"])
+    target_ms, recent = entry["ttft"].get("targetMs"), entry["last5m"]
     return ClassRow(
         name=str(entry["name"]),
         ttft=_ttft(entry["ttft"]),
-        tpot=", ".join(ms(float(stage["tpotMs"])) for stage in entry["stages"]),
+        tpot=", ".join(ms(tpot_s * 1e3) for tpot_s in tpots_s),
         objective=float(entry["objective"]),
-        attainment=entry["last5m"]["attainment"],
+        attainment=recent["attainment"],
         attainment_since_start=entry["sinceStart"]["attainment"],
         num_judged=int(entry["sinceStart"]["eligible"]),
-        frontier=lengths if lengths[0] <= lengths[1] else None,
+        frontier=_frontier(entry["frontier"]),
         num_pending=int(entry["pending"]),
+        ttft_target_s=None if target_ms is None else float(target_ms) / 1e3,
+        tpot_targets_s=tpots_s,
+        num_recent=int(recent["eligible"]),
+        num_recent_kept=int(recent["attained"]),
+        num_arrived=int(entry["lastMinute"]["arrived"]),
     )
+
+
+def _frontier(entry: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    lengths = (int(entry["minTokens"]), int(entry["maxTokens"])) if entry else (1, 0)
+    return lengths if lengths[0] <= lengths[1] else None
 
 
 def _replica(entry: Mapping[str, Any]) -> ReplicaRow:
@@ -129,6 +152,8 @@ def _replica(entry: Mapping[str, Any]) -> ReplicaRow:
         free_blocks=int(entry.get("freeBlocks", 0)),
         total_blocks=int(entry.get("totalBlocks", 0)),
         generation=int(entry.get("generation", 0)),
+        token_supply_per_s=float(entry.get("tokenSupplyPerS", 0.0)),
+        frontier={str(name): _frontier(f) for name, f in entry.get("frontier", {}).items()},
     )
 
 

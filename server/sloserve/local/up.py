@@ -4,8 +4,10 @@ import argparse
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,17 +16,22 @@ from rich.console import Console
 
 from sloserve.errors import BadInput, Failed
 from sloserve.http.config import load_manifest
-from sloserve.http.serve import Stop, bind
+from sloserve.http.serve import Listener, Stop, bind, parse_listen, serving, url_of
 from sloserve.http.watch import Watched
 from sloserve.local.decide import edit, num_replicas, share_out
 from sloserve.local.fleet import GATEWAY, HOST, REPLICA, Fleet, FleetSettings
-from sloserve.local.overview import fetch, parse_overview
+from sloserve.local.lookout import Lookout
+from sloserve.local.picture import Json, picture
+from sloserve.local.scene import Scene
 from sloserve.local.state import State, free_port
-from sloserve.local.view import LiveView, PlainView, Scene
+from sloserve.local.view import LiveView, PlainView
+from sloserve.local.web import Page
 from sloserve.slo import ServiceSpec
 
 TICK_S = 0.5
 EXTRA_DRAIN_S = 10.0
+PAGE = (HOST, 8081)
+NO_PAGE = "off"
 SIMULATED = "builtin://sim"
 BYTES_FROM = 100_000
 """A phase with a smaller total counts steps, not bytes."""
@@ -39,6 +46,8 @@ class UpSettings:
     host: str
     port: int
     internal_port: int
+    status_page: str | None
+    """`HOST:PORT`, a port on loopback, `off`, or None: 8081, or a free one when that is taken."""
     keys: Path | None
     profile: str | None
     state: Path | None
@@ -53,6 +62,7 @@ def run_up(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         internal_port=args.internal_port,
+        status_page=args.status_page,
         keys=args.keys,
         profile=args.profile,
         state=args.state,
@@ -67,14 +77,36 @@ async def _run(settings: UpSettings) -> int:
         raise BadInput(f"is {settings.port}; must be from 0 to 65535", field="--port")
     with contextlib.closing(bind(settings.host, settings.port)) as sock:
         port = int(sock.getsockname()[1])
+    page = bind_page(settings.status_page)
     state = State(settings.state or Path(".sloserve") / manifest.value.name)
     stop = Stop()
     stop.install()
     with state.locked():
         async with aiohttp.ClientSession() as session:
             up = Up(replace(settings, port=port), manifest, state, stop, session)
-            await up.run()
+            async with up.shown(page):
+                await up.run()
     return stop.exit_code
+
+
+def bind_page(listen: str | None) -> socket.socket | None:
+    """
+    Where the status page listens; None: nowhere.
+
+    A port that was asked for must be free (Failed says so); the usual one may be taken by the
+    page of another service.
+    """
+    if listen == NO_PAGE:
+        return None
+    if listen is None:
+        with contextlib.suppress(Failed):
+            return bind(*PAGE)
+        return bind(HOST, 0)
+    try:
+        return bind(*parse_listen(f"{HOST}:{listen}" if listen.isdigit() else listen))
+    except BadInput as error:
+        text = f"{error.message}; or a port on {HOST}, or {NO_PAGE}"
+        raise BadInput(text, field="--status-page") from None
 
 
 class Up:
@@ -98,19 +130,44 @@ class Up:
         self._simulated = self._spec.model.source.startswith(SIMULATED)
         self._url = f"http://{settings.host}:{settings.port}"
         self._internal_port = settings.internal_port or free_port(HOST)
-        self._scene = Scene(f"{self._spec.name} at {self._url}/v1")
+        self._scene = Scene(
+            f"{self._spec.name} at {self._url}/v1", service=self._spec.name, url=self._url
+        )
+        internal_url = f"http://{HOST}:{self._internal_port}"
+        self._lookout = Lookout(session, self._scene, internal_url=internal_url)
         console = Console()
         view = PlainView if settings.plain else LiveView
         self._view: PlainView | LiveView = view(console, self._scene)
         self._fleet: Fleet | None = None
+        self._page_url = ""
         self._greeted = False
         self._up: set[str] = set()
         """Replicas that are ready now."""
+
+    @contextlib.asynccontextmanager
+    async def shown(self, sock: socket.socket | None) -> AsyncIterator[None]:
+        """Serve the status page on `sock` while the block runs."""
+        if sock is None:
+            yield
+            return
+
+        def look() -> Json:
+            now_s = time.monotonic()
+            self._lookout.seen(now_s)
+            return picture(self._scene, now_s=now_s, wall_s=time.time())
+
+        self._page_url = url_of(sock)
+        self._scene.title += f", status page at {self._page_url}"
+        page = Page(look, host=str(sock.getsockname()[0]))
+        async with serving([Listener(page, sock)], grace_s=1.0):
+            yield
 
     async def run(self) -> None:
         """Start, watch until told to stop, drain. Raises the failure of a child's first start."""
         self._view.start()
         try:
+            if self._page_url:
+                self._tell(f"status page: {self._page_url}")
             self._write_spec()
             fleet = self._fleet = Fleet(self._state, self._fleet_settings(), tell=self._tell)
             fleet.start_gateway()
@@ -134,11 +191,8 @@ class Up:
 
     async def _look(self, fleet: Fleet) -> None:
         """Ask the gateway how everybody feels, and those who load how far they are."""
-        try:
-            raw = await fetch(self._session, f"http://{HOST}:{self._internal_port}/report")
-            overview = self._scene.overview = parse_overview(raw)
-        except Failed:
-            self._scene.overview = None
+        overview = await self._lookout.look(time.monotonic())
+        if overview is None:
             self._scene.progress[GATEWAY] = "starting"
             return
         fleet.mark_ready(GATEWAY)
@@ -148,7 +202,7 @@ class Up:
             row = states.get(fleet.address(name))
             ready = row is not None and row.state == "ready"
             if ready and name not in self._up:
-                self._view.tell(f"{name} is ready at {fleet.address(name)}")
+                self._tell(f"{name} is ready at {fleet.address(name)}")
                 self._up.add(name)
                 fleet.mark_ready(name)
             if ready:
@@ -206,6 +260,7 @@ class Up:
             f'{{"model": "{self._spec.model.served_name}", "stream": true, "max_tokens": 60, '
             '"messages": [{"role": "user", "content": "What does json.dumps do?"}]}'
         )
+        self._scene.note(f"{self._spec.name} is ready", now_s=time.monotonic())
         self._view.tell(f"{self._spec.name} is ready. Try:")
         self._view.tell(
             f"  curl -N {self._url}/v1/chat/completions{auth} "
@@ -216,15 +271,23 @@ class Up:
 
     async def _leave(self, fleet: Fleet) -> None:
         if self._stop.asked.is_set() and fleet.failure is None:
-            self._view.tell("draining: answers under way finish; Ctrl-C again stops at once")
+            self._scene.draining = True
+            self._tell("draining: answers under way finish; Ctrl-C again stops at once")
             timeout_s = self._spec.drain_timeout_s + EXTRA_DRAIN_S
             drained = asyncio.ensure_future(fleet.drain(timeout_s=timeout_s))
             at_once = asyncio.ensure_future(self._stop.at_once.wait())
+            looking = asyncio.ensure_future(self._look_on())
             await asyncio.wait([drained, at_once], return_when=asyncio.FIRST_COMPLETED)
-            drained.cancel()
-            at_once.cancel()
+            for task in (drained, at_once, looking):
+                task.cancel()
         await fleet.kill()
         self._view.tell("stopped")
+
+    async def _look_on(self) -> None:
+        """Keep the page true while the service drains."""
+        while True:
+            await self._lookout.look(time.monotonic())
+            await asyncio.sleep(TICK_S)
 
     def _resolved(self) -> ServiceSpec:
         return share_out(self._spec, num_cores=_num_cores(), num_parts=self._num_parts)
@@ -245,6 +308,7 @@ class Up:
         )
 
     def _tell(self, line: str) -> None:
+        self._scene.note(line, now_s=time.monotonic())
         self._view.tell(line)
 
 

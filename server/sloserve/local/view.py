@@ -1,7 +1,6 @@
 """What a person sees of a running service: tables on a terminal, lines elsewhere."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -9,17 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sloserve.local.overview import ClassRow, Overview, ReplicaRow
+from sloserve.local.scene import Scene
 
 SUMMARY_PERIOD_S = 30.0
-
-
-@dataclass(slots=True)
-class Scene:
-    """Everything that is shown; `progress` says what each process that is not ready does."""
-
-    title: str
-    overview: Overview | None = None
-    progress: dict[str, str] = field(default_factory=dict)
 
 
 class LiveView:

@@ -232,6 +232,12 @@ REPLICA = (
         RATIO_BUCKETS,
     ),
     Metric(
+        "sloserve_step_model_off",
+        Kind.GAUGE,
+        "1 while the latest 200 steps took, on average, more than 25 % longer or shorter than"
+        " predicted.",
+    ),
+    Metric(
         "sloserve_step_tokens",
         Kind.HISTOGRAM,
         "Tokens of a step by kind: prefill, decode, draft, best_effort (count, not seconds).",

@@ -45,6 +45,7 @@ _UNITS = {
     "generation": "generation",
     "state": "0 or 1",
     "leader": "0 or 1",
+    "off": "0 or 1",
     "info": "always 1",
 }
 
