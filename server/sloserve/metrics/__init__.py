@@ -232,6 +232,12 @@ REPLICA = (
         RATIO_BUCKETS,
     ),
     Metric(
+        "sloserve_step_correction_ratio",
+        Kind.GAUGE,
+        "Factor on the profile's step times that serving has taught; predictions include it (1: the"
+        " profile is right).",
+    ),
+    Metric(
         "sloserve_step_tokens",
         Kind.HISTOGRAM,
         "Tokens of a step by kind: prefill, decode, draft, best_effort (count, not seconds).",
