@@ -19,8 +19,10 @@ from sloserve.http.watch import Watched
 from sloserve.local.decide import edit, num_replicas, share_out
 from sloserve.local.fleet import GATEWAY, HOST, REPLICA, Fleet, FleetSettings
 from sloserve.local.overview import fetch, parse_overview
+from sloserve.local.rules import to_yaml
 from sloserve.local.state import State, free_port
 from sloserve.local.view import LiveView, PlainView, Scene
+from sloserve.rules import rules_file, service_groups
 from sloserve.slo import ServiceSpec
 
 TICK_S = 0.5
@@ -231,6 +233,7 @@ class Up:
 
     def _write_spec(self) -> None:
         self._state.write_spec(self._resolved())
+        self._state.write_rules(to_yaml(rules_file(service_groups(self._spec))))
 
     def _fleet_settings(self) -> FleetSettings:
         threads = self._resolved().engine.threads
