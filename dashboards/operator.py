@@ -20,6 +20,8 @@ def operator() -> Dashboard:
                 "Exactly one process holds the Lease; 0: nothing changes in the cluster.",
                 Query("sum(sloserve_operator_leader)"),
                 unit="none",
+                colour="red",
+                steps=((1, "green"), (2, "red")),
             )
         )
         .with_panel(
@@ -31,6 +33,8 @@ def operator() -> Dashboard:
                     "and on (job, instance) sloserve_operator_leader == 1)"
                 ),
                 unit="s",
+                colour="green",
+                steps=((600, "orange"), (900, "red")),
             )
         )
         .with_panel(
@@ -47,6 +51,8 @@ def operator() -> Dashboard:
                 "Reconciles that failed; the operator's log and the service's Events say why.",
                 Query('sum(increase(sloserve_operator_reconciles_total{result="failed"}[15m]))'),
                 unit="none",
+                colour="green",
+                steps=((1, "red"),),
             )
         )
         .with_row(Row("What it does"))

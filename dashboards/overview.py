@@ -3,7 +3,9 @@
 from dashboards.panels import CLASS, RATE, SERVICE, Column, Query, board, grid, lines
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-_BY = "by (service, slo_class)"
+_OF_CLASS = "namespace, service, slo_class"
+_BY = f"by ({_OF_CLASS})"
+_ALERT = f"alertname, severity, {_OF_CLASS}"
 ELIGIBLE_1H = f"(sum {_BY} (increase(sloserve_slo_requests_total{{{CLASS}}}[1h])) > 0)"
 
 
@@ -22,7 +24,8 @@ def overview() -> Dashboard:
     burn = f"max {_BY} (slo:current_burn_rate:ratio{{{CLASS}}})"
     fine = f"timestamp(slo:current_burn_rate:ratio{{{CLASS}}} <= 1)"
     missed = f"increase(sloserve_slo_missed_total{{{CLASS}}}[1h])"
-    firing = f'ALERTS{{{SERVICE}, alertname=~"Sloserve.+", alertstate="firing"}}'
+    ours = f'{SERVICE}, alertname=~"Sloserve.+"'
+    firing = f'max by ({_ALERT}) (ALERTS{{{ours}, alertstate="firing"}})'
     return (
         board(
             "slo",
@@ -47,8 +50,7 @@ def overview() -> Dashboard:
                 ),
                 Column(
                     "Misses, 1 h",
-                    f"topk by (service, slo_class) (1, sum by (service, slo_class, reason) "
-                    f"({missed}) > 0)",
+                    f"topk {_BY} (1, sum by ({_OF_CLASS}, reason) ({missed}) > 0)",
                     "short",
                 ),
                 Column("TTFT kept, 1 h", _kept_1h("ttft"), "percentunit"),
@@ -58,7 +60,12 @@ def overview() -> Dashboard:
                     f"max {_BY} (slo:period_error_budget_remaining:ratio{{{CLASS}}})",
                     "percentunit",
                 ),
-                labels={"service": "Service", "slo_class": "Class", "reason": "What binds"},
+                labels={
+                    "namespace": "Namespace",
+                    "service": "Service",
+                    "slo_class": "Class",
+                    "reason": "What binds",
+                },
                 sort="Burn rate, 5 min",
                 span=16,
             )
@@ -66,19 +73,24 @@ def overview() -> Dashboard:
         .with_panel(
             grid(
                 "Alerts that fire",
-                "What somebody was told about; the runbook has an entry for each.",
+                "What somebody was told about, and since when it is so; the runbook has an entry "
+                "for each.",
                 Column(
-                    "Firing",
-                    f"sum by (alertname, severity, service, slo_class) ({firing})",
-                    "short",
+                    "Since",
+                    f"1000 * min by ({_ALERT}) (ALERTS_FOR_STATE{{{ours}}}) "
+                    f"* on ({_ALERT}) {firing}",
+                    "dateTimeFromNow",
                 ),
                 labels={
                     "alertname": "Alert",
                     "severity": "Severity",
+                    "namespace": "Namespace",
                     "service": "Service",
                     "slo_class": "Class",
                 },
                 sort="Severity",
+                descending=False,
+                nothing="No alert fires",
                 span=8,
             )
         )
@@ -107,6 +119,7 @@ def overview() -> Dashboard:
                 Query(_burn("1h"), "{{slo_class}} 1 h"),
                 Query(_burn("6h"), "{{slo_class}} 6 h"),
                 unit="none",
+                marks=((1, "orange"),),
             )
         )
         .with_panel(
@@ -119,6 +132,7 @@ def overview() -> Dashboard:
                     "{{service}} {{slo_class}}",
                 ),
                 unit="percentunit",
+                marks=((0, "orange"),),
             )
         )
         .with_row(Row("Goodput, and what became of the requests"))

@@ -24,6 +24,8 @@ RATE = "$__rate_interval"
 
 HEIGHT = 8
 Panel = Builder[dashboard.Panel]
+Steps = tuple[tuple[float, str], ...]
+"""Colours: (from this value on, colour)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,15 @@ def lines(
     span: int = 8,
     stack: bool = False,
     most: float | None = None,
-    log: bool = False,
+    marks: Steps = (),
+    right: tuple[str, str] | None = None,
 ) -> Panel:
-    """Lines over time; a line whose legend begins with `target` or `objective` is dashed."""
+    """
+    Lines over time; a line whose legend begins with `target` or `objective` is dashed.
+
+    `marks` are dashed lines across the panel; lines whose legend begins with `right[0]` have an
+    axis on the right, in the unit `right[1]`.
+    """
     panel = (
         timeseries.Panel()
         .title(title)
@@ -92,17 +100,34 @@ def lines(
         panel.stacking(common_builders.StackingConfig().mode(common.StackingMode.NORMAL))
     if most is not None:
         panel.min(0).max(most)
-    if log:
-        panel.scale_distribution(
-            common_builders.ScaleDistributionConfig().type(common.ScaleDistribution.LOG).log(10)
+    if marks:
+        panel.thresholds(_thresholds("transparent", marks)).thresholds_style(
+            common_builders.GraphThresholdsStyleConfig().mode(common.GraphTresholdsStyleMode.DASHED)
+        )
+    if right is not None:
+        panel.override_by_regexp(
+            f"^{right[0]}.*",
+            [
+                dashboard.DynamicConfigValue("unit", right[1]),
+                dashboard.DynamicConfigValue("custom.axisPlacement", "right"),
+            ],
         )
     for letter, query in zip("ABCDEFGH", queries, strict=False):
         panel.with_target(_range(query, letter))
     return panel
 
 
-def value(title: str, answers: str, query: Query, *, unit: str, span: int = 6) -> Panel:
-    """One number per series, as it is now."""
+def value(
+    title: str,
+    answers: str,
+    query: Query,
+    *,
+    unit: str,
+    colour: str = "text",
+    steps: Steps = (),
+    span: int = 6,
+) -> Panel:
+    """One number per series, as it is now; `colour` below the first of `steps`."""
     return (
         stat.Panel()
         .title(title)
@@ -112,6 +137,7 @@ def value(title: str, answers: str, query: Query, *, unit: str, span: int = 6) -
         .height(HEIGHT // 2)
         .unit(unit)
         .graph_mode(common.BigValueGraphMode.AREA)
+        .thresholds(_thresholds(colour, steps))
         .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
         .with_target(_range(query, "A"))
     )
@@ -147,12 +173,12 @@ def heat(title: str, answers: str, buckets: str, *, unit: str, span: int = 12) -
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table; `steps` are (from this value on, colour)."""
+    """One column of a table; green below the first of `steps`, if there are any."""
 
     title: str
     expr: str
     unit: str
-    steps: tuple[tuple[float, str], ...] = ()
+    steps: Steps = ()
 
 
 def grid(
@@ -161,11 +187,13 @@ def grid(
     *columns: Column,
     labels: dict[str, str],
     sort: str,
+    descending: bool = True,
+    nothing: str = "",
     span: int = 24,
 ) -> Panel:
     """
     A table of what is now: one row per combination of `labels` (label to column title), one
-    column per query; the largest of column `sort` on top.
+    column per query; the largest of column `sort` on top. `nothing` is what an empty one says.
     """
     names = {f"Value #{letter}": c.title for letter, c in zip("ABCDEFGH", columns, strict=False)}
     organise = dashboard.DataTransformerConfig(
@@ -185,8 +213,10 @@ def grid(
         .height(HEIGHT)
         .with_transformation(dashboard.DataTransformerConfig(id_val="merge", options={}))
         .with_transformation(organise)
-        .sort_by([common_builders.TableSortByFieldState().display_name(sort).desc(True)])
+        .sort_by([common_builders.TableSortByFieldState().display_name(sort).desc(descending)])
     )
+    if nothing:
+        panel.no_value(nothing)
     for letter, column in zip("ABCDEFGH", columns, strict=False):
         panel.with_target(
             prometheus.Dataquery()
@@ -197,6 +227,16 @@ def grid(
         )
         panel.override_by_name(column.title, _look(column))
     return panel
+
+
+def _thresholds(colour: str, steps: Steps) -> builders.ThresholdsConfig:
+    """Without them Grafana paints what is above 80 red, whatever it is."""
+    whole: list[tuple[float | None, str]] = [(None, colour), *steps]
+    return (
+        builders.ThresholdsConfig()
+        .mode(dashboard.ThresholdsMode.ABSOLUTE)
+        .steps([dashboard.Threshold(value=least, color=c) for least, c in whole])
+    )
 
 
 def _look(column: Column) -> list[dashboard.DynamicConfigValue]:

@@ -63,9 +63,12 @@ def planner() -> Dashboard:
             lines(
                 "Measured over predicted",
                 "1 is exact. Above 1.25 the planner promises what it can't keep; below 0.75 it "
-                "declines what it could.",
+                "declines what it could. Learned: the factor on the profile that predictions "
+                "include; far from 1, the profile is of another machine.",
                 Query(of_replicas(mean), "{{replica}}"),
+                Query(of_replicas("sloserve_step_correction_ratio"), "learned {{replica}}"),
                 unit="none",
+                marks=((0.75, "orange"), (1.25, "orange")),
             )
         )
         .with_panel(
@@ -82,10 +85,10 @@ def planner() -> Dashboard:
                 "Planning time, and the worst steps",
                 "What a decision costs between two steps, and the 95th percentile of measured over "
                 "predicted.",
-                Query(quantile(0.99, plans), "planning p99 (s)"),
+                Query(quantile(0.99, plans), "planning p99"),
                 Query(quantile(0.95, errors), "measured / predicted p95"),
-                unit="none",
-                log=True,
+                unit="s",
+                right=("measured", "none"),
             )
         )
         .with_row(Row("Slack and speculation"))

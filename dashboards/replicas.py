@@ -48,12 +48,12 @@ def replicas() -> Dashboard:
         .with_panel(
             lines(
                 "Token supply and tightest TPOT",
-                "Tokens per second that are left beside what is promised, and the tightest TPOT "
-                "that runs (seconds): one tight request slows what all others may get.",
-                Query(of_replicas("sloserve_token_supply_per_second"), "{{replica}} tokens/s"),
-                Query(of_replicas("sloserve_tightest_tpot_seconds"), "{{replica}} TPOT (s)"),
+                "Tokens per second that are left beside what is promised, and (right) the tightest "
+                "TPOT that runs: one tight request slows what all others may get.",
+                Query(of_replicas("sloserve_token_supply_per_second"), "tokens/s {{replica}}"),
+                Query(of_replicas("sloserve_tightest_tpot_seconds"), "TPOT {{replica}}"),
                 unit="short",
-                log=True,
+                right=("TPOT", "s"),
             )
         )
         .with_row(Row("Memory and queue"))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sloserve.errors import BadInput
+from sloserve.rules.settings import RUNBOOK_URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class OperatorSettings:
     """Labels of the Prometheus pods that may scrape, in any namespace."""
     monitor_labels: Mapping[str, str] = field(default_factory=dict)
     """Labels that the Prometheus operator selects monitors by (`release: prometheus`)."""
+    runbook_url: str = RUNBOOK_URL
+    """Where the runbook can be read; alerts link to it."""
     num_workers: int = 8
     resync_s: float = 300.0
     """Between two complete looks at the cluster, which heal whatever a watch has lost."""
@@ -58,6 +61,7 @@ ENVIRONMENT = {
     "SLOSERVE_IDENTITY": "identity",
     "SLOSERVE_LEASE": "lease",
     "SLOSERVE_LISTEN": "listen",
+    "SLOSERVE_RUNBOOK_URL": "runbook_url",
 }
 IMAGES = {
     "SLOSERVE_ENGINE_CPU_IMAGE": "engine_cpu",

@@ -58,6 +58,7 @@ VARIANTS: dict[str, Obj] = {
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
             "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
         },
+        "runbookUrl": "https://wiki.example.com/runbook",
         "dashboards": {"enabled": True, "annotations": {"grafana_folder": "sloserve"}},
     },
 }

@@ -103,6 +103,7 @@ def test_the_operator_understands_what_the_chart_tells_it(helm: Any, variants: A
     read = settings.from_environment(env | {"SLOSERVE_NAMESPACE": "x", "SLOSERVE_IDENTITY": "y"})
     assert (read.fs_group, read.network_policies) == (None, False)
     assert read.monitor_labels == {"release": "prometheus", "team": "llm"}
+    assert read.runbook_url == "https://wiki.example.com/runbook"
     assert read.prometheus_labels == PROMETHEUS
     assert (read.images.pull_policy, read.images.pull_secrets) == ("Always", ("registry",))
     known = {*settings.ENVIRONMENT, *settings.IMAGES}

@@ -154,6 +154,7 @@ def with_rules(series: Mapping[str, Labels], groups: tuple[Group, ...]) -> dict[
             else:
                 alerts |= frozenset(rule.labels)
     known["ALERTS"] = alerts
+    known["ALERTS_FOR_STATE"] = alerts - {"alertstate"}
     return known
 
 

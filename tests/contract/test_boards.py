@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 from dashboards.generate import generated
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import units
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from sloserve.rules.boards import BOARDS, board_text, service_board_text
 from sloserve.rules.kubernetes import boards_config_map, service_board_config_map
@@ -49,20 +52,70 @@ def test_a_panel_says_what_it_answers_has_a_unit_and_no_edge_of_a_bucket(board: 
         assert len(panel["description"]) > 20
         assert panel["targets"], panel["title"]
         assert panel["datasource"]["uid"] == "${datasource}"
-        assert unit(panel), panel["title"]
+        assert all(chosen_units(panel)), panel["title"]
         for target in panel["targets"]:
             assert not re.search(r"\ble\s*=", target["expr"])
             assert "avg(histogram_quantile" not in target["expr"]
 
 
-def unit(panel: Any) -> bool:
-    if panel["type"] == "heatmap":
-        return bool(panel["options"]["yAxis"]["unit"])
+def chosen_units(panel: Any) -> list[str]:
+    """The units of a panel: one, or one per column and axis."""
+    overrides = panel["fieldConfig"]["overrides"]
+    own = [p["value"] for o in overrides for p in o["properties"] if p["id"] == "unit"]
     if panel["type"] == "table":
-        overrides = panel["fieldConfig"]["overrides"]
-        having = [o for o in overrides if any(q["id"] == "unit" for q in o["properties"])]
-        return len(having) == len(panel["targets"])
-    return bool(panel["fieldConfig"]["defaults"]["unit"])
+        assert len(own) == len(panel["targets"]), panel["title"]
+        return own
+    if panel["type"] == "heatmap":
+        return [panel["options"]["yAxis"]["unit"]]
+    return [panel["fieldConfig"]["defaults"]["unit"], *own]
+
+
+def test_every_unit_is_one_that_grafana_knows(board: Any) -> None:
+    known = {value for name, value in vars(units).items() if name[0].isupper()}
+    known |= {"none", "dateTimeFromNow"}
+    for panel in panels(board):
+        assert set(chosen_units(panel)) <= known, panel["title"]
+
+
+def test_grafanas_own_schema_reads_the_whole_board_and_gives_it_back(board: Any) -> None:
+    read = Dashboard.from_json(board)
+    again = json.loads(JSONEncoder(sort_keys=True, indent=2).encode(read))
+    assert again == board
+    assert board["schemaVersion"] >= 36
+    assert {panel["type"] for panel in board["panels"]} <= {
+        "row", "timeseries", "stat", "heatmap", "table",
+    }  # fmt: skip
+
+
+def test_what_a_panel_refers_to_is_there(board: Any) -> None:
+    variables = {v["name"] for v in board["templating"]["list"]} | {"__rate_interval"}
+    for panel in board["panels"]:
+        refs = [target["refId"] for target in panel.get("targets", ())]
+        assert len(refs) == len(set(refs))
+        text = json.dumps([panel.get("targets"), panel["title"], panel.get("repeat")])
+        assert set(re.findall(r"\$(\w+)", text)) <= variables, panel["title"]
+        for change in panel.get("transformations", ()):
+            told = {f"Value #{ref}" for ref in refs} & change["options"].get(
+                "renameByName", {}
+            ).keys()
+            assert len(told) == len(refs) or change["id"] != "organize", panel["title"]
+
+
+def test_a_number_is_red_only_where_that_was_decided(board: Any) -> None:
+    for panel in panels(board):  # without steps Grafana paints everything above 80 red
+        if panel["type"] == "stat":
+            first, *more = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+            assert first["value"] is None
+            assert first["color"] == "text" if not more else more[0]["value"] is not None
+
+
+def test_rows_are_full_and_the_first_fits_on_a_screen(board: Any) -> None:
+    by_height: dict[int, int] = {}
+    for panel in panels(board):
+        at = panel["gridPos"]
+        by_height[at["y"]] = by_height.get(at["y"], 0) + at["w"]
+    assert set(by_height.values()) == {24}
+    assert max(p["gridPos"]["h"] for p in panels(board)) <= 9
 
 
 def test_panels_stand_side_by_side_and_never_overlap(board: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from sloserve.http.config import load_manifest
+from sloserve.local.state import State
 from sloserve.slo import parse_service, service_to_dict
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -21,9 +22,17 @@ def test_an_example_is_a_service(path: Path) -> None:
 
 def test_every_example_is_in_the_table() -> None:
     table = (EXAMPLES / "README.md").read_text()
-    assert {p.name for p in EXAMPLES.glob("*.yaml")} == set(
+    assert {p.name for p in EXAMPLES.glob("*.y*ml")} == set(
         re.findall(r"^\| \[(.+?)\]", table, re.M)
     )
+
+
+def test_the_example_for_prometheus_reads_what_make_up_writes() -> None:
+    config = yaml.safe_load((EXAMPLES / "prometheus.yml").read_text())
+    state = State(Path(".sloserve") / load_manifest(EXAMPLES / "sloservice.yaml").name)
+    (scrape,) = config["scrape_configs"]
+    assert config["rule_files"] == [f"../{state.rules_path}"]
+    assert scrape["file_sd_configs"][0]["files"] == [f"../{state.targets_path}"]
 
 
 def test_the_default_example_has_three_classes_and_two_replicas() -> None:

@@ -242,7 +242,11 @@ def test_the_mounted_spec_is_what_the_parser_reads(children: Callable[..., Child
 
 
 def test_prometheus_and_grafana_find_what_they_select(children: Callable[..., Children]) -> None:
-    made = children(OperatorSettings(monitor_labels={"release": "prometheus"}))
+    made = children(
+        OperatorSettings(
+            monitor_labels={"release": "prometheus"}, runbook_url="https://wiki.example/book"
+        )
+    )
     for ref in (Ref("PodMonitor", "chat-metrics"), Ref("PrometheusRule", "chat-slo")):
         assert made[ref]["metadata"]["labels"]["release"] == "prometheus"
     monitor = made[Ref("PodMonitor", "chat-metrics")]["spec"]
@@ -253,7 +257,9 @@ def test_prometheus_and_grafana_find_what_they_select(children: Callable[..., Ch
     }
     assert {endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]} <= ports
     groups = made[Ref("PrometheusRule", "chat-slo")]["spec"]["groups"]
-    assert any("alert" in rule for group in groups for rule in group["rules"])
+    links = [r["annotations"]["runbook_url"] for g in groups for r in g["rules"] if "alert" in r]
+    assert links
+    assert all(link.startswith("https://wiki.example/book#sloserve") for link in links)
     board = made[Ref("ConfigMap", "chat-board")]
     assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
     (text,) = board["data"].values()

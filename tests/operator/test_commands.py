@@ -36,8 +36,10 @@ def test_everything_can_be_told_by_the_environment() -> None:
             "SLOSERVE_NETWORK_POLICIES": "false",
             "SLOSERVE_PROMETHEUS_LABELS": "app=prom",
             "SLOSERVE_MONITOR_LABELS": "release=prometheus",
+            "SLOSERVE_RUNBOOK_URL": "https://wiki.example/runbook",
         }
     )
+    assert told.runbook_url == "https://wiki.example/runbook"
     assert (told.namespace, told.watched, told.selector) == (
         "ops",
         ("team-a", "team-b"),

@@ -216,10 +216,7 @@ def test_a_page_says_whose_it_is_and_what_binds(judge: Any, groups_of: Any) -> N
                                         "90m and 10m, a burn rate of 6, 5.36 % of the budget of 7d."
                                     ),
                                     "constraint": "KV",
-                                    "runbook_url": (
-                                        "https://github.com/sloserve/sloserve/blob/main/docs/"
-                                        "runbook.md#sloservefastburn"
-                                    ),
+                                    "runbook_url": "docs/runbook.md#sloservefastburn",
                                     "dashboard": "/d/sloserve-slo?var-service=assistant",
                                 },
                             }

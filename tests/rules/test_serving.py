@@ -29,6 +29,7 @@ def service(**more: str) -> dict[str, str]:
         f"sloserve_step_seconds_count{{{TARGET}}}": "0+600x60",
         f"sloserve_step_error_ratio_count{{{TARGET}}}": "0+600x60",
         f"sloserve_step_error_ratio_sum{{{TARGET}}}": "0+612x60",
+        f"sloserve_step_correction_ratio{{{TARGET}}}": "1.1x60",
         f'sloserve_kv_blocks{{{TARGET}, state="free"}}': "500x60",
         f'sloserve_kv_blocks{{{TARGET}, state="used"}}': "500x60",
         f'sloserve_replica_state{{{TARGET}, state="loading"}}': "0x60",
@@ -82,6 +83,20 @@ def test_each_trouble_of_a_service_has_its_alert_and_no_other(judge: Any, groups
                 "name": "steps take 40 % less",
                 "series": service(sloserve_step_error_ratio_sum="0+360x60"),
                 "expect": [(20, FIRING, fires("ReplicaStepModelOff"))],
+            },
+            {
+                "name": "steps take 40 % longer than the profile says, and the planner knows",
+                "series": service(sloserve_step_correction_ratio="1.4x60"),
+                "expect": [(9, FIRING, {}), (20, FIRING, fires("ReplicaStepModelOff"))],
+            },
+            {
+                "name": "the same of a replica that has nothing to do",
+                "series": service(
+                    sloserve_step_correction_ratio="1.4x60",
+                    sloserve_step_error_ratio_count="0x60",
+                    sloserve_step_error_ratio_sum="0x60",
+                ),
+                "expect": [(60, FIRING, {})],
             },
             {
                 "name": "a replica loads for longer than it may",

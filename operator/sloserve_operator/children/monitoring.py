@@ -50,7 +50,8 @@ def _scrape(port: str, part: str) -> Obj:
 def prometheus_rule(subject: Subject) -> Obj:
     """Recording rules and burn-rate alerts of the service's classes."""
     spec = subject.spec
-    groups = service_groups(spec, RuleSettings(namespace=spec.namespace))
+    settings = RuleSettings(namespace=spec.namespace, runbook_url=subject.settings.runbook_url)
+    groups = service_groups(spec, settings)
     rule = subject.child(
         "PrometheusRule", names.child(spec.name, "slo"), {"spec": rules_file(groups)}
     )

@@ -140,6 +140,7 @@ class Figures:
         }
         for name, value in totals.items():
             to.total(name, *labels, value=value)
+        to.set("sloserve_step_correction_ratio", value=scheduler.correction.ratio)
         self._drafts(labels)
 
     def _drafts(self, labels: tuple[str, str]) -> None:

@@ -133,7 +133,9 @@ class Fleet:
         return words
 
     def _write_list(self) -> None:
-        self._state.write_replicas([f"{HOST}:{port}" for port in self._ports.values()])
+        replicas = [f"{HOST}:{port}" for port in self._ports.values()]
+        self._state.write_replicas(replicas)
+        self._state.write_targets([f"{HOST}:{self._settings.internal_port}", *replicas])
 
     def _ended(self, name: str, code: int) -> None:
         child = self.children.get(name)

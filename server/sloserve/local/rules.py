@@ -30,7 +30,11 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
         help="no alerts that need a day of data: for a demo, or a young cluster",
     )
     parser.add_argument(
-        "--runbook-url", default=RUNBOOK_URL, help="where the runbook is (default %(default)s)"
+        "--runbook-url",
+        default=RUNBOOK_URL,
+        metavar="URL",
+        help="where your copy of the runbook is, for the links of alerts (default %(default)s, its "
+        "place in the source tree)",
     )
     parser.add_argument(
         "--label",

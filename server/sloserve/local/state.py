@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,17 @@ from sloserve.slo import ServiceSpec, service_to_dict
 
 
 class State:
-    """`.sloserve/NAME`: the resolved spec, the list of replicas, logs; locked by one process."""
+    """
+    `.sloserve/NAME`: the resolved spec, the list of replicas, logs; locked by one process. For a
+    Prometheus that follows it: whom to scrape (file_sd), and the rules of the classes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.spec_path = folder / "service.yaml"
         self.replicas_path = folder / "replicas.txt"
+        self.targets_path = folder / "targets.json"
+        self.rules_path = folder / "rules.yaml"
         self.logs = folder / "logs"
 
     @contextlib.contextmanager
@@ -55,6 +61,14 @@ class State:
     def write_replicas(self, addresses: Sequence[str]) -> None:
         """The `HOST:PORT` entries that the gateway follows."""
         _write(self.replicas_path, "".join(f"{address}\n" for address in addresses))
+
+    def write_targets(self, addresses: Sequence[str]) -> None:
+        """The `HOST:PORT` entries that Prometheus scrapes, as its file_sd reads them."""
+        _write(self.targets_path, json.dumps([{"targets": list(addresses)}]) + "\n")
+
+    def write_rules(self, text: str) -> None:
+        """A Prometheus rules file."""
+        _write(self.rules_path, text)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -22,10 +22,12 @@ from sloserve.local.decide import edit, num_replicas, share_out
 from sloserve.local.fleet import GATEWAY, HOST, REPLICA, Fleet, FleetSettings
 from sloserve.local.lookout import Lookout
 from sloserve.local.picture import Json, picture
+from sloserve.local.rules import to_yaml
 from sloserve.local.scene import Scene
 from sloserve.local.state import State, free_port
 from sloserve.local.view import LiveView, PlainView
 from sloserve.local.web import Page
+from sloserve.rules import rules_file, service_groups
 from sloserve.slo import ServiceSpec
 
 TICK_S = 0.5
@@ -294,6 +296,7 @@ class Up:
 
     def _write_spec(self) -> None:
         self._state.write_spec(self._resolved())
+        self._state.write_rules(to_yaml(rules_file(service_groups(self._spec))))
 
     def _fleet_settings(self) -> FleetSettings:
         threads = self._resolved().engine.threads

@@ -238,6 +238,12 @@ REPLICA = (
         " predicted.",
     ),
     Metric(
+        "sloserve_step_correction_ratio",
+        Kind.GAUGE,
+        "Factor on the profile's step times that serving has taught; predictions include it (1: the"
+        " profile is right).",
+    ),
+    Metric(
         "sloserve_step_tokens",
         Kind.HISTOGRAM,
         "Tokens of a step by kind: prefill, decode, draft, best_effort (count, not seconds).",

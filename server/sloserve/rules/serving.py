@@ -13,7 +13,8 @@ NO_REPLICA, DECLINES = "SloserveGatewayNoReplica", "SloserveGatewayDeclines"
 LEAST_FREE = 0.05
 """Share of the KV blocks; below it newcomers wait for blocks."""
 MOST_OFF = 0.25
-"""Share by which measured step times may differ from predicted ones."""
+"""Share by which measured step times may differ from predicted ones, and from the profile's: the
+planner learns a steady difference, and then predicts well by a profile that is wrong."""
 STEPS = 200
 DECLINES_OVER_S = 1800.0
 
@@ -22,7 +23,7 @@ def replica_alerts(scope: Scope, spec: ServiceSpec) -> list[Alert]:
     """Per replica: what keeps it from serving, or from knowing what it can serve."""
     loading = scope.select("sloserve_replica_info")
     timeout = duration(spec.model.load_timeout_s)
-    off = "sloserve_step_error_ratio"
+    off, learned = "sloserve_step_error_ratio", "sloserve_step_correction_ratio"
     kv_free, kv_all = selector("sloserve_kv_blocks", state="free"), "sloserve_kv_blocks"
     return [
         scope.alert(
@@ -60,13 +61,16 @@ def replica_alerts(scope: Scope, spec: ServiceSpec) -> list[Alert]:
                 scope,
                 f"abs(\n"
                 f"  increase({off}_sum[15m]) / (increase({off}_count[15m]) > {STEPS}) - 1\n"
-                f") > {number(MOST_OFF)}",
+                f") > {number(MOST_OFF)}\n"
+                f"or\n"
+                f"abs(avg_over_time({learned}[15m]) - 1) > {number(MOST_OFF)}\n"
+                f"and increase({off}_count[15m]) > {STEPS}",
             ),
             severity=Severity.WARNING,
             summary="replica {{ $labels.replica }} of " + scope.service + " misjudges its steps",
             description=(
-                "Measured step times differ from predicted ones by "
-                "{{ $value | humanizePercentage }} on average. Promises rest on the prediction."
+                "Step times differ by {{ $value | humanizePercentage }} on average from what was "
+                "predicted, or from the profile that predictions start from. Promises rest on them."
             ),
             constraint="TPOT",
             for_s=600.0,

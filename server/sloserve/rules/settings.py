@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-RUNBOOK_URL = "https://github.com/sloserve/sloserve/blob/main/docs/runbook.md"
+RUNBOOK_URL = "docs/runbook.md"
+"""Where it lies in the source tree: a copy that browsers reach has an address of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,8 @@ class RuleSettings:
     """Kubernetes namespace of the service; its series are told apart by it. Empty: series have no
     such label (a plain Prometheus)."""
     runbook_url: str = RUNBOOK_URL
-    """Where docs/runbook.md can be read; the alert's name is its anchor."""
+    """Where the runbook can be read, as `https://wiki.example/runbook`; the alert's name, in small
+    letters, is the anchor of its entry."""
     slow_rungs: bool = True
     """Whether there are alerts over a day and more; a demo has no such days."""
     min_requests: int = 20
