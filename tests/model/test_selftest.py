@@ -79,7 +79,7 @@ def the_neighbours_key(given: dict[str, Any]) -> None:
 MISTRAL: dict[str, Any] = {"kind": "mistral", "sliding_window": 16}
 LONG_WINDOW: dict[str, Any] = {"kind": "mistral", "sliding_window": 400}
 GEMMA2: dict[str, Any] = {"kind": "gemma2", "attn_logit_softcapping": 2.0}
-GPT_OSS: dict[str, Any] = {"kind": "gpt_oss", "sliding_window": 400, "num_local_experts": 2}
+GPT_OSS: dict[str, Any] = {"kind": "gpt_oss", "sliding_window": 400, "num_local_experts": 4}
 
 
 @pytest.mark.parametrize(
