@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from sloserve.engine.clock import VirtualClock
+from sloserve.engine.events import Broken, Chunk, Event, Generate
+from sloserve.engine.loop import Engine
 from sloserve.engine.runner import Runner, Sampled, StepRow
 from sloserve.engine.sampling import SamplingParams
+from sloserve.engine.tokenizer import ByteTokenizer
+from sloserve.model.batch import Batch
 from sloserve.model.load import load_runner
 from sloserve.model.runner import TorchRunner
+from sloserve.perf import StepModel
+from sloserve.perf.correction import OnlineCorrection
+from sloserve.planner import Limits
+from sloserve.planner.lengths import LengthLaw
+from sloserve.planner.policies import make_policy
+from sloserve.scheduler import Scheduler
+from sloserve.slo import OnInfeasible, Promise, Stage
 from sloserve.slo.service import EngineSpec, ModelSpec
 
 
@@ -33,6 +45,7 @@ class Talk:
     num_output: int
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.0))
     joins: int = 0
+    salt: str = ""
     outcomes: list[Sampled] = field(default_factory=list)
 
     @property
@@ -47,24 +60,18 @@ class _Seat:
     key: int
     tokens: list[int]
     computed: int = 0
-    preempted: int = 0
     blocks: list[int] = field(default_factory=list)
 
 
 class Driver:
     """
-    Runs talks through a runner as a scheduler would: prefill in chunks beside decodes, pages
-    from a shuffled pool, requests that join later, and preemption by recompute at given steps.
+    Runs talks through a runner: prefill in chunks of one size beside decodes, pages from a
+    shuffled pool, requests that join later.
     """
 
-    def __init__(
-        self, runner: Runner, *, chunk: int = 7, preempt_every: int | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, runner: Runner, *, chunk: int = 7, seed: int = 0) -> None:
         self.runner = runner
         self.chunk = chunk
-        self.preempt_every = preempt_every
-        self.num_mixed = 0  # steps that held both a prefill chunk and a decode
-        self.num_preempted = 0
         self._free = list(range(runner.facts.num_blocks))
         random.Random(seed).shuffle(self._free)
         self._next_key = 0
@@ -77,11 +84,7 @@ class Driver:
                 waiting.remove(talk)
                 self._next_key += 1
                 seats.append(_Seat(talk, self._next_key, list(talk.prompt)))
-            if self.preempt_every and step % self.preempt_every == self.preempt_every - 1:
-                self._preempt(seats)
             rows = [self._row(seat) for seat in seats]
-            kinds = {row.count > 1 for row in rows}
-            self.num_mixed += len(kinds) == 2
             for seat, row, sampled in zip(list(seats), rows, self.runner.step(rows), strict=True):
                 seat.computed += row.count
                 if row.sample or sampled.prompt:
@@ -93,15 +96,6 @@ class Driver:
                     self.runner.forget(seat.key)
                     seats.remove(seat)
             step += 1
-
-    def _preempt(self, seats: list[_Seat]) -> None:
-        """The seat that was preempted least often drops its blocks; at most twice each."""
-        seat = min(seats, key=lambda seat: seat.preempted)
-        if seat.preempted < 2:
-            self._free = seat.blocks + self._free
-            seat.blocks, seat.computed = [], 0
-            seat.preempted += 1
-            self.num_preempted += 1
 
     def _row(self, seat: _Seat) -> StepRow:
         count = min(self.chunk, len(seat.tokens) - seat.computed)
@@ -188,26 +182,152 @@ def a_model_spec() -> Callable[..., ModelSpec]:
     return build
 
 
-@pytest.fixture
-def a_world(a_folder: Callable[..., Path], a_model_spec: Callable[..., ModelSpec]) -> BuildWorld:
-    """Plain model and runner of a configuration."""
+def _world(config: PreTrainedConfig, folder: Path, *, dtype: str = "float32") -> World:
+    _weights(config, folder, torch.float32)
+    runner = load_runner(
+        folder,
+        model=ModelSpec(source="file:///model", served_name="m", max_model_len=None),
+        engine=EngineSpec(threads=1, dtype=dtype, kv_bytes=4_000_000),
+    )
+    plain = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager"
+    )
+    return World(plain, runner)
 
-    def build(
-        config: PreTrainedConfig,
-        *,
-        max_model_len: int | None = None,
-        kv_bytes: int = 4_000_000,
-        dtype: str = "float32",
-    ) -> World:
-        folder = a_folder(config)
-        runner = load_runner(
-            folder,
-            model=a_model_spec(max_model_len=max_model_len),
-            engine=EngineSpec(threads=1, dtype=dtype, kv_bytes=kv_bytes),
-        )
-        plain = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="eager"
-        )
-        return World(plain, runner)
+
+@pytest.fixture
+def a_world(tmp_path: Path) -> BuildWorld:
+    """Plain model and runner of a configuration, built anew."""
+
+    def build(config: PreTrainedConfig, *, dtype: str = "float32") -> World:
+        return _world(config, tmp_path / "model", dtype=dtype)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def the_world(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., World]:
+    """Plain model and runner in float32, built once for each name."""
+    built: dict[str, World] = {}
+
+    def build(name: str, config: PreTrainedConfig) -> World:
+        if name not in built:
+            built[name] = _world(config, tmp_path_factory.mktemp("family") / "model")
+        return built[name]
+
+    return build
+
+
+class Listening(TorchRunner):
+    """
+    A runner that keeps the logits of every token it samples. Its pool may be smaller than its
+    cache, a step takes 10 virtual ms, and every page starts full of what others left behind.
+    """
+
+    def __init__(self, runner: TorchRunner, clock: VirtualClock, *, num_blocks: int) -> None:
+        super().__init__(
+            runner.model,
+            cache=runner.cache,
+            facts=replace(runner.facts, num_blocks=num_blocks),
+        )
+        self.logits: dict[int, list[torch.Tensor]] = {}  # by request id, one row per token
+        self.num_mixed = 0  # steps that held both a prefill chunk and a decode
+        self.num_padded = 0  # steps that computed more tokens than they had
+        self.num_computed_tokens = 0
+        self._clock = clock
+        for keys, values in self.cache.layers:
+            keys.fill_(1e3)
+            values.fill_(1e3)
+
+    def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
+        self._clock.sleep_until(self._clock.now_s() + 0.01)
+        return super().step(rows)
+
+    def _outcomes(
+        self, rows: Sequence[StepRow], batch: Batch, logits: torch.Tensor
+    ) -> list[Sampled]:
+        self.num_mixed += bool(batch.decodes) and bool(batch.chunks)
+        self.num_padded += batch.input_ids.shape[1] > batch.slots.shape[0]
+        self.num_computed_tokens += batch.slots.shape[0]
+        for i, at in enumerate(batch.sampled):
+            self.logits.setdefault(rows[at].request_id, []).append(logits[i].clone())
+        return super()._outcomes(rows, batch, logits)
+
+
+class Service:
+    """
+    The engine as it serves, over a real model: its loop, scheduler and prefix cache, first come
+    first served, on virtual time. A pool too small for all requests makes them preempt.
+    """
+
+    def __init__(self, runner: TorchRunner, *, num_blocks: int, max_batch_tokens: int) -> None:
+        clock = VirtualClock()
+        self.runner = Listening(runner, clock, num_blocks=num_blocks)
+        self.scheduler = Scheduler(
+            make_policy("fcfs"),
+            StepModel(w=0.01, a0=0.0, c1=0.0, a1=0.0, b=0.0, d=0.0),
+            OnlineCorrection(),
+            Limits(
+                block_size=runner.facts.block_size,
+                num_blocks=num_blocks,
+                max_running=8,
+                max_batch_tokens=max_batch_tokens,
+            ),
+            new_law=LengthLaw,
+            classes=[],
+            max_model_len=runner.facts.max_model_len,
+        )
+        self._tokens: dict[str, list[int]] = {}
+        self._engine = Engine(
+            self.scheduler, self.runner, ByteTokenizer(), clock=clock, emit=self._hear
+        )
+        self._clock = clock
+
+    def run(self, *talks: Talk) -> list[tuple[list[int], torch.Tensor]]:
+        """Tokens and logits `(num_output, vocabulary)` of each talk; `joins` counts turns."""
+        turn = 0
+        while turn <= max(talk.joins for talk in talks) or self._engine.has_work:
+            for number, talk in enumerate(talks):
+                if talk.joins == turn:
+                    self._add(str(number), talk)
+            self._engine.turn()
+            self.scheduler.check_integrity()
+            turn += 1
+            assert turn < 1000, "it does not come to an end"
+        by_arrival = sorted(range(len(talks)), key=lambda number: talks[number].joins)
+        heard = {
+            number: torch.stack(self.runner.logits[request_id])
+            for number, request_id in zip(by_arrival, sorted(self.runner.logits), strict=True)
+        }
+        return [(self._tokens[str(number)], heard[number]) for number in range(len(talks))]
+
+    def _add(self, key: str, talk: Talk) -> None:
+        sampling = replace(talk.sampling, max_tokens=talk.num_output, ignore_eos=True)
+        promise = Promise(
+            slo_class="any",
+            ttft_s=1e6,
+            stages=(Stage("decode", 1e6),),
+            on_infeasible=OnInfeasible.DEGRADE,
+        )
+        self._tokens[key] = []
+        self._engine.add(
+            Generate(
+                key=key,
+                prompt=talk.prompt,
+                sampling=sampling,
+                promise=promise,
+                arrival_s=self._clock.now_s(),
+                cache_salt=talk.salt,
+            )
+        )
+
+    def _hear(self, events: list[tuple[str, Event]]) -> None:
+        for key, event in events:
+            assert not isinstance(event, Broken), event
+            if isinstance(event, Chunk):
+                self._tokens[key] += event.token_ids
+
+
+@pytest.fixture
+def a_service() -> type[Service]:
+    return Service

@@ -11,17 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CONFIG_MAPPING, AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
-from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput
-from sloserve.model import attention, linear
+from sloserve.model import linear
 from sloserve.model.allocator import malloc_environment
 from sloserve.model.hardware import used_bytes
 from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for
 from sloserve.model.load import load_runner
 from sloserve.model.selftest import Mismatch, check, reference
-from sloserve.model.structure import Unsupported, layer_shapes
+from sloserve.model.structure import attention_layers
+from sloserve.model.terms import Unsupported
 from sloserve.slo.service import EngineSpec
 
 SIZES = {
@@ -105,8 +105,8 @@ def test_chunked_masks_are_refused_though_the_tokens_of_the_test_would_not_show_
     )
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     with pytest.raises(Unsupported, match="mask is not causal"):
-        layer_shapes(model, max_model_len=8192)
-    assert layer_shapes(model, max_model_len=4096)  # no request reaches a second chunk
+        attention_layers(model, max_model_len=8192)
+    assert attention_layers(model, max_model_len=4096)  # no request reaches a second chunk
 
 
 def test_a_long_rope_is_cut_where_its_factors_change(a_folder: Any, a_model_spec: Any) -> None:
@@ -126,37 +126,10 @@ def test_a_long_rope_is_cut_where_its_factors_change(a_folder: Any, a_model_spec
     with pytest.raises(BadInput, match="longrope"):
         load_runner(folder, model=a_model_spec(max_model_len=65), engine=ENGINE)
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    shapes = layer_shapes(plain, max_model_len=64)
+    shapes = [layer.shape for layer in attention_layers(plain, max_model_len=64)]
     expected = reference(plain, max_model_len=64)
     with pytest.raises(Mismatch, match="longrope"):  # what the cut is there for
         check(plain, shapes, expected, max_model_len=256)
-
-
-@pytest.mark.parametrize("fault", ["scaling", "own", "neighbour"])
-def test_a_broken_attention_does_not_pass_the_self_test(
-    fault: str, a_folder: Any, a_model_spec: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        **other: Any,
-    ) -> tuple[torch.Tensor, None]:
-        if fault == "scaling":
-            other["scaling"] = other["scaling"] * 1.05
-        if fault == "own":
-            key = key.roll(1, dims=2)
-        out, none = attention.paged_attention(module, query, key, value, mask, **other)
-        if fault == "neighbour" and out.shape[1] > 2:
-            out = out + 0.01 * out[:, -1:]
-        return out, none
-
-    mapping = AttentionInterface._global_mapping
-    monkeypatch.setitem(mapping, attention.NAME, broken)
-    with pytest.raises(Mismatch, match="LlamaForCausalLM can't be served"):
-        load_runner(a_folder(a_config()), model=a_model_spec(), engine=ENGINE)
 
 
 def test_no_memory_for_the_kv_cache_is_told_with_the_arithmetic(
@@ -261,16 +234,6 @@ def test_a_checkpoint_that_lacks_weights_is_refused(a_folder: Any, a_model_spec:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BadInput, match=r"lacks 1 .* model\.layers\.1\.mlp\.up_proj\.weight"):
         load_runner(folder, model=a_model_spec(), engine=ENGINE)
-
-
-def test_generation_config_sets_the_defaults_and_the_ends(a_folder: Any, a_model_spec: Any) -> None:
-    folder = a_folder(a_config())
-    (folder / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": [2, 5], "temperature": 0.6, "top_p": 0.9, "do_sample": True})
-    )
-    runner = load_runner(folder, model=a_model_spec(), engine=ENGINE)
-    assert runner.facts.eos_ids == (2, 5)
-    assert runner.defaults == SamplingParams(temperature=0.6, top_p=0.9)
 
 
 def test_cuda_without_a_gpu_is_told(a_folder: Any, a_model_spec: Any) -> None:

@@ -2,7 +2,8 @@
 Attention over the paged cache, as a function that transformers' models call by name.
 
 The name is not known to transformers' mask interface, so no mask is built: which keys a query
-sees follows from the current step alone (key j is visible to query i iff 0 <= i - j < window).
+sees follows from the current step and the layer's window alone. `read_terms` turns what a model
+passes into what is computed here, and refuses the rest.
 """
 
 import threading
@@ -16,6 +17,7 @@ from transformers import AttentionInterface
 
 from sloserve.model.batch import Batch, Chunk, Decodes
 from sloserve.model.kv import KvCache
+from sloserve.model.terms import Terms, Unsupported, read_terms
 
 NAME = "sloserve_paged"
 
@@ -46,23 +48,24 @@ def paged_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: object,
+    **given: object,
 ) -> tuple[Tensor, None]:
     """
     Write the step's keys and values, then attend: decodes by group, prefill chunks one by one.
 
     query (1, H, P, D), key (1, Hkv, P, D), value (1, Hkv, P, Dv) -> (1, P, H, Dv); what is
-    padding (`Batch`) is not attended and comes out as 0.
+    padding (`Batch`) is not attended and comes out as 0. Raises Unsupported for a mask, and for
+    what `read_terms` does not know.
     """
     batch, cache = _current.batch, _current.cache
     assert batch is not None, "attention outside of a step"
     assert cache is not None
     layer: int = module.layer_idx  # type: ignore[assignment]
+    terms = read_terms(given, num_heads=query.shape[1], key_size=query.shape[3])
+    if attention_mask is not None:
+        raise Unsupported("attention is given a mask that the model made by itself")
+    if query.dtype != cache.dtype or key.dtype != cache.dtype or value.dtype != cache.dtype:
+        query, key, value = query.to(cache.dtype), key.to(cache.dtype), value.to(cache.dtype)
     query, key, value = query[0], key[0], value[0]  # (heads, P, size)
     num_tokens = batch.slots.shape[0]
     cache.write(
@@ -71,10 +74,6 @@ def paged_attention(
         key[:, :num_tokens].transpose(0, 1),
         value[:, :num_tokens].transpose(0, 1),
     )
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    if query.dtype != cache.dtype:
-        query = query.to(cache.dtype)
     parts: list[Tensor] = []  # (tokens, H, Dv)
     for group in batch.decodes:
         keys, values = cache.gather(
@@ -82,9 +81,8 @@ def paged_attention(
         )
         if group.equal:
             keys, values = keys[:, :, : group.num_keys], values[:, :, : group.num_keys]
-        mask = _decode_mask(group, sliding_window, keys)
         rows = query[:, group.begin : group.end].transpose(0, 1)  # (rows, H, D)
-        parts.append(_attend_rows(rows, keys, values, mask, scaling, softcap, s_aux))
+        parts.append(_attend_rows(group, rows, keys, values, terms))
     for chunk in batch.chunks:
         if chunk.context == 0:
             keys = key[:, chunk.begin : chunk.end].unsqueeze(0)
@@ -93,9 +91,7 @@ def paged_attention(
             keys, values = cache.gather(layer, chunk.pages, num_rows=1, first_page=chunk.first_page)
             keys, values = keys[:, :, : chunk.num_keys], values[:, :, : chunk.num_keys]
         tokens = query[:, chunk.begin : chunk.end].unsqueeze(0)  # (1, H, n, D)
-        parts.append(
-            _attend_chunk(chunk, tokens, keys, values, scaling, sliding_window, softcap, s_aux)
-        )
+        parts.append(_attend_chunk(chunk, tokens, keys, values, terms))
     num_padding = query.shape[1] - num_tokens
     if num_padding:
         parts.append(parts[0].new_zeros(num_padding, *parts[0].shape[1:]))
@@ -124,13 +120,7 @@ def _decode_mask(group: Decodes, window: int | None, keys: Tensor) -> Tensor | N
 
 
 def _attend_rows(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-    sinks: Tensor | None,
+    group: Decodes, query: Tensor, keys: Tensor, values: Tensor, terms: Terms
 ) -> Tensor:
     """
     One query per row, (rows, H, D) -> (rows, H, Dv).
@@ -139,43 +129,58 @@ def _attend_rows(
     times faster than `enable_gqa` with one query (8 x 512 keys: 0.29 against 1.8 ms). For the
     same reason a lone 16-bit query goes in twice on CPU (8 x 512 keys: 0.6 against 2.2 ms).
     """
+    mask = _decode_mask(group, terms.window, keys)
     rows, heads, size = query.shape
     kv_heads = keys.shape[1]
     query = query.reshape(rows, kv_heads, heads // kv_heads, size)
-    twice = heads == kv_heads and query.dtype.itemsize == 2 and query.device.type == "cpu"
-    if softcap is not None or sinks is not None:
+    if not terms.plain:
+        sinks = terms.sinks
         if sinks is not None:
             sinks = sinks.view(1, kv_heads, heads // kv_heads, 1)
-        out = _attend_plainly(query, keys, values, mask, scaling, softcap, sinks)
-    else:
-        if twice:
-            query = torch.cat((query, query), dim=2)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
-        if twice:
-            out = out[:, :, :1]
+        out = _attend_plainly(query, keys, values, mask, terms, sinks)
+        return out.reshape(rows, heads, values.shape[3])
+    twice = heads == kv_heads and query.dtype.itemsize == 2 and query.device.type == "cpu"
+    if twice:
+        query = torch.cat((query, query), dim=2)
+    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=terms.scaling)
+    if twice:
+        out = out[:, :, :1]
     return out.reshape(rows, heads, values.shape[3])
 
 
 def _attend_chunk(
-    chunk: Chunk,
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
+    chunk: Chunk, query: Tensor, keys: Tensor, values: Tensor, terms: Terms
 ) -> Tensor:
     """Queries of one request, (1, H, n, D) -> (n, H, Dv)."""
+    window = terms.window
     if window is not None and window >= chunk.num_keys:
         window = None
-    plainly = softcap is not None or sinks is not None
-    if chunk.context == 0 and window is None and not plainly:
+    if chunk.context == 0 and window is None and terms.plain:
         out = F.scaled_dot_product_attention(
-            query, keys, values, is_causal=True, scale=scaling, enable_gqa=True
+            query, keys, values, is_causal=True, scale=terms.scaling, enable_gqa=True
         )
         return out[0].transpose(0, 1)
-    if window not in chunk.masks:
+    mask = _chunk_mask(chunk, window, query)
+    if terms.plain:
+        out = F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, scale=terms.scaling, enable_gqa=True
+        )
+        return out[0].transpose(0, 1)
+    _, heads, count, size = query.shape
+    kv_heads = keys.shape[1]
+    query = query.reshape(1, kv_heads, -1, size)  # heads of one key head one after the other
+    sinks = terms.sinks
+    if sinks is not None:
+        sinks = sinks.repeat_interleave(count).view(1, kv_heads, -1, 1)
+    mask = mask.repeat(heads // kv_heads, 1)
+    out = _attend_plainly(query, keys, values, mask, terms, sinks)
+    return out.reshape(heads, count, -1).transpose(0, 1)
+
+
+def _chunk_mask(chunk: Chunk, window: int | None, query: Tensor) -> Tensor:
+    """(n, num_keys) of 0 and -inf to add to the scores, made once per step and window."""
+    mask = chunk.masks.get(window)
+    if mask is None:
         num_keys, device = chunk.num_keys, query.device
         behind = (
             torch.arange(chunk.context, num_keys, device=device)[:, None]
@@ -186,20 +191,7 @@ def _attend_chunk(
             hidden |= behind >= window
         mask = torch.zeros(hidden.shape, dtype=query.dtype, device=device)
         chunk.masks[window] = mask.masked_fill_(hidden, -torch.inf)
-    mask_ = chunk.masks[window]
-    if plainly:
-        _, heads, count, size = query.shape
-        kv_heads = keys.shape[1]
-        grouped = query.reshape(1, kv_heads, -1, size)  # heads of one key head one after the other
-        repeated = None if mask_ is None else mask_.repeat(heads // kv_heads, 1)
-        if sinks is not None:
-            sinks = sinks.repeat_interleave(count).view(1, kv_heads, -1, 1)
-        out = _attend_plainly(grouped, keys, values, repeated, scaling, softcap, sinks)
-        return out.reshape(heads, count, -1).transpose(0, 1)
-    out = F.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask_, scale=scaling, enable_gqa=True
-    )
-    return out[0].transpose(0, 1)
+    return mask
 
 
 def _attend_plainly(
@@ -207,19 +199,17 @@ def _attend_plainly(
     keys: Tensor,
     values: Tensor,
     mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
+    terms: Terms,
     sinks: Tensor | None,
 ) -> Tensor:
     """
-    What the fused kernels can't: softcap(s) = c * tanh(s / c), and sinks.
+    What the fused kernels can't: softcap and sinks (`Terms`).
 
-    A sink is one more score per head that takes part in the softmax and has no value.
     query (..., q, D), sinks (..., q, 1) -> (..., q, Dv).
     """
-    scores = (query @ keys.transpose(-1, -2)) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    scores = (query @ keys.transpose(-1, -2)) * terms.scaling
+    if terms.softcap is not None:
+        scores = torch.tanh(scores / terms.softcap) * terms.softcap
     if mask is not None:
         scores = scores + mask
     scores = scores.float()

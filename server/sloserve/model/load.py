@@ -14,16 +14,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from sloserve.engine.runner import ModelFacts
-from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput
 from sloserve.model import hardware
 from sloserve.model.attention import NAME
 from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for, readable
 from sloserve.model.linear import can_pack, pack_linears
+from sloserve.model.recommended import default_sampling, end_tokens
 from sloserve.model.runner import TorchRunner
 from sloserve.model.selftest import Mismatch, check, reference
-from sloserve.model.structure import layer_shapes, use_attention
+from sloserve.model.structure import attention_layers, use_attention
 from sloserve.model.tokenizer import HfTokenizer
+from sloserve.model.windowtest import check_windows
 from sloserve.slo.service import EngineSpec, ModelSpec
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,10 @@ def load_model(
     """The model in folder `path`, tested and with its KV memory, and its tokenizer."""
     on_phase("loading the tokenizer", 0, 0)
     tokenizer = HfTokenizer(path, chat_template=model.chat_template)
-    return load_runner(path, model=model, engine=engine, on_phase=on_phase), tokenizer
+    runner = load_runner(
+        path, model=model, engine=engine, on_phase=on_phase, tokenizer_eos=tokenizer.eos_id
+    )
+    return runner, tokenizer
 
 
 def load_runner(
@@ -53,9 +57,10 @@ def load_runner(
     model: ModelSpec,
     engine: EngineSpec,
     on_phase: OnPhase = lambda phase, done, total: None,
+    tokenizer_eos: int | None = None,
 ) -> TorchRunner:
     """
-    The model in folder `path` alone.
+    The model in folder `path` alone; `tokenizer_eos` ends answers beside its own tokens.
 
     Raises BadInput for a folder that holds no model, a model that can't be served right, a length
     past what it was made for, or too little memory for its KV cache. Sets torch's thread count.
@@ -83,6 +88,7 @@ def load_runner(
         max_model_len=max_model_len,
         device=device,
         num_threads=num_threads,
+        tokenizer_eos=tokenizer_eos,
     )
 
 
@@ -125,12 +131,16 @@ def _load(
     network.train(False).requires_grad_(False).to(device)
     on_phase("loading weights", num_bytes, num_bytes)
     on_phase("testing the model", 0, 0)
-    shapes = layer_shapes(network, max_model_len=max_model_len)
+    layers = attention_layers(network, max_model_len=max_model_len)
+    shapes = [layer.shape for layer in layers]
     expected = reference(network, max_model_len=max_model_len)
     if device.type == "cpu" and can_pack(dtype):
         pack_linears(network)
         gc.collect()
     worst = check(network, shapes, expected, max_model_len=max_model_len)
+    check_windows(
+        type(network).__name__, layers, max_model_len=max_model_len, dtype=dtype, device=device
+    )
     return _Loaded(network, shapes, dtype, worst)
 
 
@@ -142,6 +152,7 @@ def _runner(
     max_model_len: int,
     device: torch.device,
     num_threads: int,
+    tokenizer_eos: int | None,
 ) -> TorchRunner:
     use_attention(loaded.model, NAME)
     budget, note = _kv_budget(engine, device)
@@ -167,7 +178,7 @@ def _runner(
         name=model.served_name,
         vocab_size=loaded.model.config.get_text_config().vocab_size,
         max_model_len=max_model_len,
-        eos_ids=_eos_ids(loaded.model),
+        eos_ids=end_tokens(loaded.model, tokenizer_eos=tokenizer_eos),
         block_size=BLOCK_SIZE,
         num_blocks=num_blocks,
         kv_bytes_per_token=per_token,
@@ -186,7 +197,7 @@ def _runner(
         loaded.worst,
     )
     return TorchRunner(
-        loaded.model, cache=cache, facts=facts, defaults=_default_sampling(loaded.model)
+        loaded.model, cache=cache, facts=facts, defaults=default_sampling(loaded.model)
     )
 
 
@@ -277,33 +288,4 @@ def _kv_budget(engine: EngineSpec, device: torch.device) -> tuple[int, str]:
     return budget, (
         f"memoryFraction {engine.kv_memory_fraction:g} x {readable(total)} of {device.type} "
         f"memory - {readable(used)} in use"
-    )
-
-
-def _eos_ids(network: PreTrainedModel) -> tuple[int, ...]:
-    """Tokens that end an answer: generation_config.json, else config.json."""
-    eos = network.generation_config.eos_token_id if network.generation_config else None
-    if eos is None:
-        eos = network.config.get_text_config().eos_token_id
-    if eos is None:
-        return ()
-    return tuple(eos) if isinstance(eos, list) else (int(eos),)
-
-
-def _default_sampling(network: PreTrainedModel) -> SamplingParams:
-    """What generation_config.json recommends where a request says nothing."""
-    given = network.generation_config
-    if given is None:
-        return SamplingParams()
-    plain = SamplingParams()
-    return SamplingParams(
-        temperature=plain.temperature if given.temperature is None else given.temperature,
-        top_p=plain.top_p if given.top_p is None else given.top_p,
-        top_k=plain.top_k if given.top_k is None else given.top_k,
-        min_p=plain.min_p if given.min_p is None else given.min_p,
-        repetition_penalty=(
-            plain.repetition_penalty
-            if given.repetition_penalty is None
-            else given.repetition_penalty
-        ),
     )

@@ -13,7 +13,8 @@ from sloserve.model.attention import NAME
 from sloserve.model.batch import build_batch
 from sloserve.model.kv import KvCache, LayerShape
 from sloserve.model.runner import forward
-from sloserve.model.structure import Unsupported, use_attention
+from sloserve.model.structure import use_attention
+from sloserve.model.terms import Unsupported
 
 NUM_TOKENS = 300  # 40 miss real faults
 FLOAT32_TOLERANCE = 1e-4  # times the largest logit, at least 1

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from sloserve.errors import BadInput
 from sloserve.model.kv import LayerShape
+from sloserve.model.terms import Terms, Unsupported, read_terms
 
 _NAME = "sloserve_probe"
 _NUM_TOKENS = 4
@@ -19,17 +19,22 @@ _NUM_TOKENS = 4
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-class Unsupported(BadInput):
-    """A model that can't be served right; the message names what stands in the way."""
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """One layer's attention, as seen in a real call."""
+
+    shape: LayerShape
+    num_heads: int
+    terms: Terms
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     layer: int | None
     shape: LayerShape
-    window: int | None
+    num_heads: int
     mask: Tensor | None
-    other: dict[str, object]
+    given: dict[str, object]
 
 
 @dataclass(slots=True)
@@ -57,15 +62,13 @@ def _record_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    sliding_window: int | None = None,
-    **other: object,
+    **given: object,
 ) -> tuple[Tensor, None]:
     layer = getattr(module, "layer_idx", None)
     shape = LayerShape(key.shape[1], key.shape[3], value.shape[3])
     mask = None if attention_mask is None else attention_mask.clone()
-    _probe.calls.append(_Call(layer, shape, sliding_window, mask, other))
     batch, heads, length, _ = query.shape
+    _probe.calls.append(_Call(layer, shape, heads, mask, given))
     return query.new_zeros(batch, length, heads, value.shape[3]), None
 
 
@@ -73,13 +76,13 @@ AttentionInterface.register(_NAME, _record_attention)
 AttentionMaskInterface.register(_NAME, _record_mask)
 
 
-def layer_shapes(model: PreTrainedModel, *, max_model_len: int) -> list[LayerShape]:
+def attention_layers(model: PreTrainedModel, *, max_model_len: int) -> list[AttentionLayer]:
     """
-    Keys and values per layer, from real calls, once the structure is one that we serve.
+    What each layer asks of attention, from real calls, once the structure is one that we serve.
 
     Raises Unsupported, naming the layer type, when layers don't call attention through the
-    interface exactly once each, keep other state, or mask keys in a way other than causal and
-    sliding window. These are faults that a few hundred tokens may not show.
+    interface exactly once each, keep other state, ask for what is not known here, or mask keys in
+    a way other than causal and sliding window. A few hundred tokens may not show such faults.
     """
     name = type(model).__name__
     for needed in ("position_ids", "logits_to_keep"):
@@ -100,9 +103,16 @@ def layer_shapes(model: PreTrainedModel, *, max_model_len: int) -> list[LayerSha
         _probe.calls.clear()
         _probe.masks.clear()
     _check_calls(model, calls)
-    for call in calls:
-        _check_call(call, masks, name=name, max_model_len=max_model_len)
-    return [call.shape for call in sorted(calls, key=lambda call: call.layer or 0)]
+    layers = []
+    for call in sorted(calls, key=lambda call: call.layer or 0):
+        where = f"{name}, layer {call.layer}"
+        try:
+            terms = read_terms(call.given, num_heads=call.num_heads, key_size=call.shape.key_size)
+        except Unsupported as error:
+            raise Unsupported(f"{where}: {error.message}") from error
+        _check_mask(call, masks, where=where, window=terms.window, max_model_len=max_model_len)
+        layers.append(AttentionLayer(call.shape, call.num_heads, terms))
+    return layers
 
 
 def use_attention(model: PreTrainedModel, implementation: str) -> None:
@@ -147,30 +157,32 @@ def _layer_types(model: PreTrainedModel, layer: int = 0) -> list[str]:
     return kinds + ([declared[layer]] if declared else [])
 
 
-def _check_call(call: _Call, masks: list[MaskFunction], *, name: str, max_model_len: int) -> None:
-    """The mask is causal, with the window that the call names; and nothing is added to scores."""
-    where = f"{name}, layer {call.layer}"
-    if call.other.get("position_bias") is not None:
-        raise Unsupported(f"{where}: attention adds a position bias to its scores")
-    if call.other.get("is_causal") is False:
-        raise Unsupported(f"{where}: attention is not causal")
+def _check_mask(
+    call: _Call,
+    masks: list[MaskFunction],
+    *,
+    where: str,
+    window: int | None,
+    max_model_len: int,
+) -> None:
+    """The mask is causal, with the window that the call names."""
     if call.mask is None:
         return  # the model leaves it to the attention function, whose rule is causal
     number = int(call.mask.flatten()[0].item())
     if not (1 <= number <= len(masks)) or bool((call.mask != number).any()):
         raise Unsupported(f"{where}: the model changes its attention mask")
-    queries, keys = _pairs(max_model_len, call.window)
+    queries, keys = _pairs(max_model_len, window)
     zero = torch.zeros_like(queries)
     visible = masks[number - 1](zero, zero, queries, keys)
     expected = keys <= queries
-    if call.window is not None:
-        expected &= queries - keys < call.window
+    if window is not None:
+        expected &= queries - keys < window
     wrong = (visible != expected).nonzero()
     if wrong.numel():
         i = int(wrong[0])
-        window = "" if call.window is None else f" with a window of {call.window}"
+        with_window = "" if window is None else f" with a window of {window}"
         raise Unsupported(
-            f"{where}: the mask is not causal{window}: key {int(keys[i])} should "
+            f"{where}: the mask is not causal{with_window}: key {int(keys[i])} should "
             f"{'' if bool(expected[i]) else 'not '}be visible to query {int(queries[i])} "
             f"(chunked and other masks are not supported)"
         )

@@ -55,6 +55,7 @@ class HfTokenizer:
         backend.no_padding()
         self._backend = backend
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.eos_id: int | None = self._tokenizer.eos_token_id
         self.special_ids = frozenset(
             token_id
             for token_id, token in backend.get_added_tokens_decoder().items()
