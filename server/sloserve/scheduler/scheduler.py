@@ -9,6 +9,7 @@ from sloserve.scheduler.batch import Batch, BatchRow, Outcome, make_batch
 from sloserve.scheduler.blocks import BlockPool
 from sloserve.scheduler.counters import Counters, Ending
 from sloserve.scheduler.emission import emit
+from sloserve.scheduler.foresight import Foresight, foresee, still_good
 from sloserve.scheduler.holdings import Holdings
 from sloserve.scheduler.learning import Correction, Law, Laws
 from sloserve.scheduler.placing import Placing
@@ -32,8 +33,9 @@ class Scheduler:
     Owns every request from `add` to its end.
 
     One caller, in turns: any number of `add`, `cancel`, `set_classes`; then `schedule`; when it
-    gave a batch, `commit` or `fail` it. `cancel` may also come while a batch runs: the blocks
-    are then freed by the commit. No clock: times are passed in, all on one monotonic clock.
+    gave a batch, `commit` or `fail` it. All that comes in may also come while a batch runs (the
+    blocks of who is cancelled are then freed by the commit), and `foresee` may be asked to plan
+    the next one meanwhile. No clock: times are passed in, all on one monotonic clock.
 
     `way_out_s` is what lies between emission here and arrival at the client; it is subtracted
     from every deadline. `assert_promises` raises PromiseBroken when a promised request's token
@@ -82,6 +84,7 @@ class Scheduler:
         self._decisions: list[tuple[Request, Decision, Verdict | None]] = []
         self._num_plans = 0
         self._in_flight: Batch | None = None
+        self._foresight: Foresight | None = None
         self._corrected: tuple[float, StepModel] = (1.0, model)
         self.set_classes(classes)
 
@@ -113,8 +116,9 @@ class Scheduler:
             return
         request.reuse_prefix = request.reuse_prefix and self._prefix_caching
         self.laws.arrived(request)
-        self.laws.expect(request)
+        self.laws.expect(request, request.row)
         self.requests[request.id] = request
+        self._foresight = None
         self.holdings.add(request)
         if request.tier is Tier.PROMISED:
             self.queues.wait(request)
@@ -142,8 +146,7 @@ class Scheduler:
         again = True
         while self.requests:
             self.holdings.match_prefixes()
-            plan = self.policy.plan(self.snapshot(now_s))
-            self._num_plans += 1
+            plan = self._plan(now_s)
             num_best_effort = self.num_best_effort
             self._apply(plan, now_s)
             rows, num_starved = self._placing.fill(plan.tokens, plan=self._num_plans)
@@ -154,6 +157,38 @@ class Scheduler:
             elif not ((num_starved or not plan.tokens) and self._placing.break_deadlock()):
                 break
         return None
+
+    def foresee(self, start_s: float, now_s: float) -> None:
+        """
+        While a batch runs: plan the one after it, unless that is done; `start_s` as for `commit`.
+
+        Takes for granted that the step ends as late as it likely will: 19 of 20 end before. Who
+        may not wait and can't be promised hears it at once (`decisions`), so that another replica
+        is asked the sooner; everything else is told when the plan is taken.
+        """
+        assert self._in_flight is not None, "no batch runs"
+        if self._foresight is not None:
+            return
+        self.holdings.match_prefixes()
+        end_s = start_s + self._in_flight.predicted_s + self.correction.margin_s
+        foresight = foresee(
+            self.snapshot(max(end_s, now_s)),
+            self._in_flight,
+            self.policy,
+            requests=self.requests,
+            laws=self.laws,
+            holdings=self.holdings,
+        )
+        told = []
+        for request_id, verdict in foresight.plan.infeasible.items():
+            request = self.requests.get(request_id)
+            if request is None or request.last_hop or request.in_flight or request.decision:
+                continue
+            self.queues.remove(request)
+            self._refuse(request, verdict, now_s)
+            self.version += 1
+            told.append(request_id)
+        self._foresight = foresight.without(told)
 
     def commit(
         self, batch: Batch, outcomes: Mapping[int, Outcome], start_s: float, end_s: float
@@ -188,7 +223,7 @@ class Scheduler:
     def fail(self, batch: Batch, now_s: float) -> list[Request]:
         """The step broke: its requests end as failed, and are given back."""
         assert batch is self._in_flight, "this batch does not run"
-        self._in_flight = None
+        self._in_flight = self._foresight = None
         failed = []
         for row in batch.rows:
             row.request.in_flight = False
@@ -286,7 +321,20 @@ class Scheduler:
         self.queues.check_integrity(self.requests)
         self.holdings.check_integrity(self.requests)
 
-    # --- applying a plan ----------------------------------------------------------------------
+    # --- making and applying a plan -----------------------------------------------------------
+
+    def _plan(self, now_s: float) -> Plan:
+        """The plan that was foreseen if it still holds, else one made now."""
+        self._num_plans += 1
+        foresight, self._foresight = self._foresight, None
+        if foresight is not None:
+            free_blocks = self.blocks.num_free
+            plan = still_good(foresight, self.requests, now_s=now_s, free_blocks=free_blocks)
+            if plan is not None:
+                self.policy = foresight.policy
+                self.counters.num_foreseen += 1
+                return plan
+        return self.policy.plan(self.snapshot(now_s))
 
     def _apply(self, plan: Plan, now_s: float) -> None:
         """Preempted first, then who changes tier, then who gets an answer."""
@@ -384,7 +432,7 @@ class Scheduler:
             self.laws.observe(request)
             self._end(request, Status.FINISHED, Ending.FINISHED, reason=Reason.NONE, now_s=end_s)
         else:
-            self.laws.count_down(request)
+            self.laws.count_down(request, request.row)
 
     def _drop(self, request_id: int, now_s: float, *, status: Status, reason: Reason) -> bool:
         request = self.requests.get(request_id)
