@@ -8,6 +8,7 @@ from sloserve.planner import Limits, Plan, Policy, Probe, Snapshot, Tier, Verdic
 from sloserve.scheduler.batch import Batch, BatchRow, Outcome, make_batch
 from sloserve.scheduler.blocks import BlockPool
 from sloserve.scheduler.counters import Counters, Ending
+from sloserve.scheduler.deciding import Deciding, Told
 from sloserve.scheduler.emission import emit
 from sloserve.scheduler.foresight import Foresight, foresee, still_good
 from sloserve.scheduler.holdings import Holdings
@@ -16,7 +17,7 @@ from sloserve.scheduler.placing import Placing
 from sloserve.scheduler.queues import Queues
 from sloserve.scheduler.report import probe_of
 from sloserve.scheduler.request import Request, Status
-from sloserve.slo import Decision, OnInfeasible, SloClass
+from sloserve.slo import Decision, SloClass
 from sloserve.wire import Frontier
 
 EMPTY = Frontier(1, 0)
@@ -81,7 +82,7 @@ class Scheduler:
         self.queues = Queues()
         self._frontiers: dict[str, tuple[int, Frontier]] = {}  # by class: version, answer
         self._placing = Placing(self.requests, self.queues, self.holdings, self.counters)
-        self._decisions: list[tuple[Request, Decision, Verdict | None]] = []
+        self._deciding = Deciding(self.requests, self.queues, self.holdings, self.counters)
         self._num_plans = 0
         self._in_flight: Batch | None = None
         self._foresight: Foresight | None = None
@@ -106,13 +107,13 @@ class Scheduler:
         if needed > self.limits.num_blocks:
             message = f"needs {needed} KV blocks at its longest, this replica has"
             message += f" {self.limits.num_blocks}"
-            self._decline(request, Verdict(Reason.KV, message, 0.0, 0.0), now_s)
+            self._deciding.decline(request, Verdict(Reason.KV, message, 0.0, 0.0), now_s)
             return
         if self.num_waiting >= self.max_waiting:
             backlog_s = self.backlog_s()
             message = f"{self.num_waiting} requests are waiting, at most {self.max_waiting} may"
             verdict = Verdict(Reason.QUEUE_FULL, message, backlog_s, max(1.0, backlog_s))
-            self._decline(request, verdict, now_s)
+            self._deciding.decline(request, verdict, now_s)
             return
         request.reuse_prefix = request.reuse_prefix and self._prefix_caching
         self.laws.arrived(request)
@@ -123,7 +124,7 @@ class Scheduler:
         if request.tier is Tier.PROMISED:
             self.queues.wait(request)
         else:
-            self._decide(request, Decision.DEGRADED, None)
+            self._deciding.decide(request, Decision.DEGRADED)
             self.queues.serve_best_effort(request)
 
     def cancel(self, request_id: int, now_s: float, *, reason: Reason = Reason.CLIENT_GONE) -> bool:
@@ -148,7 +149,7 @@ class Scheduler:
             self.holdings.match_prefixes()
             plan = self._plan(now_s)
             num_best_effort = self.num_best_effort
-            self._apply(plan, now_s)
+            self._deciding.apply(plan, now_s, number=self._num_plans, placing=self._placing)
             rows, num_starved = self._placing.fill(plan.tokens, plan=self._num_plans)
             if rows:
                 return self._begin(rows, now_s)
@@ -184,8 +185,7 @@ class Scheduler:
             request = self.requests.get(request_id)
             if request is None or request.last_hop or request.in_flight or request.decision:
                 continue
-            self.queues.remove(request)
-            self._refuse(request, verdict, now_s)
+            self._deciding.refuse(request, verdict, now_s)
             self.version += 1
             told.append(request_id)
         self._foresight = foresight.without(told)
@@ -234,10 +234,9 @@ class Scheduler:
                 self.holdings.release(row.request)
         return failed
 
-    def decisions(self) -> list[tuple[Request, Decision, Verdict | None]]:
+    def decisions(self) -> list[Told]:
         """The decisions since the last call, in order."""
-        drained, self._decisions = self._decisions, []
-        return drained
+        return self._deciding.drained()
 
     # --- what it looks like -------------------------------------------------------------------
 
@@ -321,7 +320,7 @@ class Scheduler:
         self.queues.check_integrity(self.requests)
         self.holdings.check_integrity(self.requests)
 
-    # --- making and applying a plan -----------------------------------------------------------
+    # --- parts of a step ----------------------------------------------------------------------
 
     def _plan(self, now_s: float) -> Plan:
         """The plan that was foreseen if it still holds, else one made now."""
@@ -336,42 +335,6 @@ class Scheduler:
                 return plan
         return self.policy.plan(self.snapshot(now_s))
 
-    def _apply(self, plan: Plan, now_s: float) -> None:
-        """Preempted first, then who changes tier, then who gets an answer."""
-        for request_id in plan.preempted:
-            request = self._expect(request_id, request_id not in self.holdings.unstarted)
-            if request is not None:
-                self._placing.preempt(request)
-        for request_id in plan.relegated:
-            request = self._expect(request_id, request_id in self.queues.promised)
-            if request is not None:
-                self.queues.remove(request)
-                self.queues.serve_best_effort(request)
-                request.promoted = False
-                self.counters.num_relegated += 1
-        for request_id in plan.promoted:
-            request = self._expect(request_id, self._is_best_effort(request_id))
-            if request is not None and request.kept_so_far(now_s):
-                self.queues.remove(request)
-                self.queues.promise(request)
-                request.promoted = True
-                self.counters.num_promoted += 1
-                if request.decision is Decision.DEGRADED and request.num_output == 0:
-                    self._decide(request, Decision.DEFERRED, None)
-        for request_id in plan.admitted:
-            request = self._expect(request_id, self._is_undecided(request_id))
-            if request is not None:
-                self.queues.remove(request)
-                self.queues.promise(request)
-                begun_at_plan = request.begun_at_plan or self._num_plans
-                at_once = begun_at_plan == request.added_at_plan + 1
-                self._decide(request, Decision.ADMITTED if at_once else Decision.DEFERRED, None)
-        for request_id, verdict in plan.infeasible.items():
-            request = self._expect(request_id, self._is_undecided(request_id))
-            if request is not None:
-                self.queues.remove(request)
-                self._refuse(request, verdict, now_s)
-
     def _begin(self, rows: list[BatchRow], now_s: float) -> Batch:
         batch = make_batch(rows, model=self.model, ratio=self.correction.ratio, planned_s=now_s)
         for row in rows:
@@ -381,41 +344,6 @@ class Scheduler:
         return batch
 
     # --- moves of one request -----------------------------------------------------------------
-
-    def _expect(self, request_id: int, ok: bool) -> Request | None:
-        """The request a plan names, if that makes sense; else the policy is wrong: counted."""
-        request = self.requests.get(request_id)
-        if request is None or not ok:
-            self.counters.num_policy_errors += 1
-            return None
-        return request
-
-    def _is_undecided(self, request_id: int) -> bool:
-        request = self.requests.get(request_id)
-        return request is not None and request.decision is None
-
-    def _is_best_effort(self, request_id: int) -> bool:
-        return request_id not in self.queues.promised and not self._is_undecided(request_id)
-
-    def _decide(self, request: Request, decision: Decision, verdict: Verdict | None) -> None:
-        request.decision = decision
-        self.counters.decisions[request.promise.slo_class, decision.value] += 1
-        self._decisions.append((request, decision, verdict))
-
-    def _decline(self, request: Request, verdict: Verdict, now_s: float) -> None:
-        request.move(Status.DECLINED)
-        self._decide(request, Decision.DECLINED, verdict)
-        self.counters.end(request, Ending.REFUSED, reason=verdict.reason, now_s=now_s)
-
-    def _refuse(self, request: Request, verdict: Verdict, now_s: float) -> None:
-        """No promise: best effort if the request takes that and nobody else could be asked."""
-        if request.promise.on_infeasible is OnInfeasible.DEGRADE and request.last_hop:
-            self._decide(request, Decision.DEGRADED, verdict)
-            self.queues.serve_best_effort(request)
-        else:
-            del self.requests[request.id]
-            self.holdings.release(request)
-            self._decline(request, verdict, now_s)
 
     def _append(self, request: Request, outcome: Outcome, end_s: float) -> None:
         """One more token, and perhaps the end."""
