@@ -316,6 +316,20 @@ def test_a_prefix_that_was_lost_meanwhile_makes_the_plan_anew(a_world: Any) -> N
     assert num_foreseen(world) == 0
 
 
+def test_a_prefix_that_was_found_meanwhile_makes_the_plan_anew(a_world: Any) -> None:
+    limits = Limits(block_size=4, num_blocks=32, max_running=2, max_batch_tokens=8)
+    world = a_world(limits=limits)
+    shared = list(range(8))
+    world.add(world.request(shared, output=9))
+    batch = world.plan()
+    world.add(world.request([*shared, 1, 2, 3, 4]))
+    world.foresee()  # a chunk of its prompt, and no answer yet
+    world.finish(batch)
+    assert tokens_of(world.plan()) == {1: 1, 2: 4}  # four are left, and the answer comes
+    assert num_foreseen(world) == 0
+    assert world.scheduler.counters.num_policy_errors == 0
+
+
 def test_a_broken_step_takes_the_plan_for_the_next_with_it(a_world: Any) -> None:
     world = a_world()
     world.add(world.request(8, output=9))

@@ -122,7 +122,7 @@ def still_good(
             return None
     for request_id, num_matched in foresight.matched.items():
         request = requests.get(request_id)
-        if request is not None and request.row.num_computed < num_matched:
+        if request is not None and request.row.num_computed != num_matched:
             return None
     if len(requests) == foresight.num_requests:
         return plan
