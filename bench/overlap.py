@@ -46,7 +46,7 @@ from sloserve.slo import Decision, OnInfeasible, Promise, SloClass, Stage, Ttft
 MODEL = StepModel(w=0.0165, a0=8e-6, c1=0.003, a1=2e-5, b=1e-8, d=3e-9)  # 20 ms at 256 decodes
 MEAN_OUTPUT = 200
 STEP_S = 0.020
-WARM_S = 4.0
+WARM_S = 10.0  # two and a half times what an answer takes
 HOPELESS_SHARE = 0.1
 CLASSES = tuple(
     SloClass(name, ttft=Ttft(target_s=2.0), stages=(Stage("decode", tpot_s),))
@@ -127,7 +127,7 @@ def an_engine(
 def an_ask(number: int, chance: random.Random, *, eos: bool) -> Generate:
     """One request of the steady load."""
     slo_class = chance.choice(CLASSES)
-    hopeless = number >= 0 and chance.random() < HOPELESS_SHARE
+    hopeless = chance.random() < HOPELESS_SHARE
     output = 1024 if eos else max(1, round(chance.expovariate(1 / MEAN_OUTPUT)))
     return Generate(
         key=f"r{number}",
@@ -159,8 +159,6 @@ def steady(
         served.put_s[ask.key] = ask.arrival_s
         thread.put(ask)
 
-    for number in range(num_running):
-        put(number - num_running)
     thread.start()
     rate = num_running / (MEAN_OUTPUT * STEP_S) / (1 - HOPELESS_SHARE)
     begun_s = next_s = time.monotonic()
@@ -299,7 +297,7 @@ def tokens_per_s(runner: Runner, tokenizer: Tokenizer, streams: int, *, overlap:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=20.0, help="each round and way")
+    parser.add_argument("--seconds", type=float, default=20.0, help="a round, 10 to warm up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--eos", action="store_true", help="answers end by themselves")

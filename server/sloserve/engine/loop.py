@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 Emit = Callable[[list[tuple[str, Event]]], None]
 
+GAP_FADES = 0.9
+"""A long pause between two steps is expected again, a little less with every step."""
+
 
 @dataclass(slots=True)
 class _Turn:
@@ -74,6 +77,7 @@ class Engine:
         self._ids = itertools.count(1)
         self._outbox: list[tuple[str, Event]] = []
         self._last_end_s: float | None = None  # end of the last step; None after idling
+        self._gap_s = 0.0  # from the end of a step to planning: the longest lately
         self._stepper = Stepper(clock) if overlap else None
         self._turn: _Turn | None = None  # begun and not finished
         self._to_forget: list[int] = []  # by the runner, once the step that runs has ended
@@ -154,6 +158,7 @@ class Engine:
         begun_s = self.clock.now_s()
         if batch is not None:
             start_s = now_s if self._last_end_s is None else self._last_end_s
+            self._gap_s = max(now_s - start_s, GAP_FADES * self._gap_s)
             self._turn = _Turn(batch, now_s, begun_s, start_s)
             if self._stepper is not None:
                 compute = self._computation(batch)
@@ -175,7 +180,7 @@ class Engine:
     def foresee(self) -> None:
         """While a step runs: plan the next one, unless that is done, and tell what is certain."""
         assert self._turn is not None, "no step runs"
-        self.scheduler.foresee(self._turn.start_s, self.clock.now_s())
+        self.scheduler.foresee(self._turn.start_s, self.clock.now_s(), gap_s=self._gap_s)
         self._tell_decisions()
 
     def finish(self) -> None:

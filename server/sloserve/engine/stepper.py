@@ -11,10 +11,11 @@ from sloserve.engine.runner import Sampled
 class Flight:
     """One step under way: what it gives, or what it raises, and when it ended."""
 
-    __slots__ = ("_compute", "_ended", "_error", "_landed", "_sampled", "end_s")
+    __slots__ = ("_begun", "_compute", "_ended", "_error", "_landed", "_sampled", "end_s")
 
     def __init__(self, compute: Callable[[], list[Sampled]], landed: Callable[[], None]) -> None:
         self.end_s = 0.0
+        self._begun = threading.Event()
         self._compute = compute
         self._landed = landed
         self._ended = threading.Event()
@@ -26,6 +27,10 @@ class Flight:
         """Whether `wait` returns at once."""
         return self._ended.is_set()
 
+    def wait_for_begin(self) -> None:
+        """Return when the step's thread is on it, and has the interpreter for a while."""
+        self._begun.wait()
+
     def wait(self) -> list[Sampled]:
         """What the step gave, once it has ended. Raises what it raised."""
         self._ended.wait()
@@ -35,6 +40,7 @@ class Flight:
 
     def run(self, clock: Clock) -> None:
         """Compute the step here and now."""
+        self._begun.set()
         try:
             self._sampled = self._compute()
         except BaseException as error:
@@ -54,9 +60,15 @@ class Stepper:
         self._thread.start()
 
     def start(self, compute: Callable[[], list[Sampled]], *, landed: Callable[[], None]) -> Flight:
-        """Begin a step; `landed` is called in the step's thread when it has ended."""
+        """
+        Begin a step; `landed` is called in the step's thread when it has ended.
+
+        Returns when the step is under way: a caller that went on at once would keep the
+        interpreter from it for half a millisecond.
+        """
         flight = Flight(compute, landed)
         self._flights.put(flight)
+        flight.wait_for_begin()
         return flight
 
     def close(self) -> None:

@@ -159,9 +159,10 @@ class Scheduler:
                 break
         return None
 
-    def foresee(self, start_s: float, now_s: float) -> None:
+    def foresee(self, start_s: float, now_s: float, *, gap_s: float = 0.0) -> None:
         """
-        While a batch runs: plan the one after it, unless that is done; `start_s` as for `commit`.
+        While a batch runs: plan the one after it, unless that is done; `start_s` as for `commit`,
+        `gap_s` lies between the end of a step and the `schedule` after it.
 
         Takes for granted that the step ends as late as it likely will: 19 of 20 end before. Who
         may not wait and can't be promised hears it at once (`decisions`), so that another replica
@@ -171,7 +172,7 @@ class Scheduler:
         if self._foresight is not None:
             return
         self.holdings.match_prefixes()
-        end_s = start_s + self._in_flight.predicted_s + self.correction.margin_s
+        end_s = start_s + self._in_flight.predicted_s + self.correction.margin_s + gap_s
         foresight = foresee(
             self.snapshot(max(end_s, now_s)),
             self._in_flight,
