@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sloserve.slo.cluster import AutoscalingSpec
-from sloserve_operator.reports import Demand, Fleet, ReplicaReport
+from sloserve.wire import Demand
+from sloserve_operator.reports import Fleet, ReplicaReport
 
 WINDOW_S = 60.0
 MIN_REQUESTS = 10

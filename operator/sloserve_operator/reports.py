@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sloserve.errors import BadInput
+from sloserve.wire import Demand, demand_from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,43 +28,13 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What one class asked of the service in the last minute, as the gateways saw it."""
-
-    num_arrived: int = 0
-    prompt_tokens: int = 0
-    """Of all that arrived, refused ones included."""
-    num_answered: int = 0
-    output_tokens: int = 0
-    """Of those answered."""
-    num_declined: int = 0
-    num_degraded: int = 0
-    reasons: Mapping[str, int] = field(default_factory=dict)
-    """Why requests were declined or degraded."""
-
-    def __add__(self, other: "Demand") -> "Demand":
-        reasons = dict(self.reasons)
-        for reason, count in other.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-        return Demand(
-            self.num_arrived + other.num_arrived,
-            self.prompt_tokens + other.prompt_tokens,
-            self.num_answered + other.num_answered,
-            self.output_tokens + other.output_tokens,
-            self.num_declined + other.num_declined,
-            self.num_degraded + other.num_degraded,
-            reasons,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class ClassReport:
     """One class at one gateway."""
 
     name: str
     since_start: Tally = Tally()
     last_5m: Tally = Tally()
-    last_minute: Demand = Demand()
+    last_minute: Demand = field(default_factory=Demand)
     num_pending: int = 0
     earliest_first_token_s: float | None = None
 
@@ -133,7 +104,7 @@ def _slo_class(data: dict[str, Any]) -> ClassReport:
         name=str(data["name"]),
         since_start=_tally(data["sinceStart"]),
         last_5m=_tally(data["last5m"]),
-        last_minute=_demand(data.get("lastMinute") or {}),
+        last_minute=demand_from_json(data.get("lastMinute") or {}),
         num_pending=int(data["pending"]),
         earliest_first_token_s=None if earliest_ms is None else float(earliest_ms) / 1e3,
     )
@@ -141,18 +112,6 @@ def _slo_class(data: dict[str, Any]) -> ClassReport:
 
 def _tally(data: dict[str, Any]) -> Tally:
     return Tally(int(data["eligible"]), int(data["attained"]))
-
-
-def _demand(data: dict[str, Any]) -> Demand:
-    return Demand(
-        num_arrived=int(data.get("arrived", 0)),
-        prompt_tokens=int(data.get("promptTokens", 0)),
-        num_answered=int(data.get("answered", 0)),
-        output_tokens=int(data.get("outputTokens", 0)),
-        num_declined=int(data.get("declined", 0)),
-        num_degraded=int(data.get("degraded", 0)),
-        reasons={str(k): int(v) for k, v in (data.get("reasons") or {}).items()},
-    )
 
 
 def _replica(data: dict[str, Any]) -> ReplicaReport:
@@ -200,7 +159,10 @@ class Fleet:
 
     def last_minute(self, slo_class: str) -> Demand:
         """What was asked of a class in the last minute."""
-        return sum((c.last_minute for c in self._classes(slo_class)), Demand())
+        total = Demand()
+        for report in self._classes(slo_class):
+            total.add(report.last_minute)
+        return total
 
     def earliest_first_token_s(self, slo_class: str) -> float | None:
         """The least that any gateway knows of."""

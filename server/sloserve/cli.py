@@ -149,6 +149,13 @@ def _replica_arguments(parser: argparse.ArgumentParser) -> None:
     _tracing(parser)
     _profile(parser, "step-time profile (default: measured on start)")
     parser.add_argument("--name", help="name of this replica in reports (default: host and pid)")
+    parser.add_argument(
+        "--overlap",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="plan the next step while one runs; auto: where steps leave the processor alone,"
+        " as on a GPU (default %(default)s)",
+    )
     add_service_flags(parser)
 
 

@@ -1,12 +1,12 @@
 """
-What crosses a process: header names, the promise as JSON, a replica's report.
+What crosses a process: header names, the promise as JSON, a replica's report, a class's demand.
 
 The only place that knows these names. Both sides parse with the same code.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,3 +165,57 @@ class Report:
     zero_load_fixed_s: float = 0.0
     zero_load_per_token_s: float = 0.0
     config_generation: int = 0
+
+
+@dataclass(slots=True)
+class Demand:
+    """What one class asked for over some time, as gateways saw it. Counts up."""
+
+    num_arrived: int = 0
+    prompt_tokens: int = 0
+    """Of all that arrived, refused ones included, as estimated on arrival."""
+    num_answered: int = 0
+    output_tokens: int = 0
+    """Of those answered, in full or in part."""
+    num_declined: int = 0
+    """Ended without an answer for want of capacity."""
+    num_degraded: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Why requests were declined or degraded."""
+
+    def add(self, other: "Demand") -> None:
+        """Count another one's in."""
+        self.num_arrived += other.num_arrived
+        self.prompt_tokens += other.prompt_tokens
+        self.num_answered += other.num_answered
+        self.output_tokens += other.output_tokens
+        self.num_declined += other.num_declined
+        self.num_degraded += other.num_degraded
+        for reason, count in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+
+
+def demand_to_json(demand: Demand) -> dict[str, Any]:
+    """A demand as JSON values."""
+    return {
+        "arrived": demand.num_arrived,
+        "promptTokens": demand.prompt_tokens,
+        "answered": demand.num_answered,
+        "outputTokens": demand.output_tokens,
+        "declined": demand.num_declined,
+        "degraded": demand.num_degraded,
+        "reasons": dict(demand.reasons),
+    }
+
+
+def demand_from_json(data: Mapping[str, Any]) -> Demand:
+    """The demand in such JSON; what is missing is 0. What is no number raises as `int` does."""
+    return Demand(
+        num_arrived=int(data.get("arrived", 0)),
+        prompt_tokens=int(data.get("promptTokens", 0)),
+        num_answered=int(data.get("answered", 0)),
+        output_tokens=int(data.get("outputTokens", 0)),
+        num_declined=int(data.get("declined", 0)),
+        num_degraded=int(data.get("degraded", 0)),
+        reasons={str(k): int(v) for k, v in (data.get("reasons") or {}).items()},
+    )

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -113,6 +113,7 @@ class Bench:
 
     engine: Engine
     clock: VirtualClock
+    overlap: bool
     events: list[tuple[str, Event]] = field(default_factory=list)
 
     def of(self, ask: Generate) -> list[Event]:
@@ -133,7 +134,11 @@ class Bench:
 
     def run(self, max_turns: int = 2000) -> None:
         for _ in range(max_turns):
-            ran = self.engine.turn()
+            ran = self.engine.begin()
+            if ran:
+                if self.overlap:
+                    self.engine.foresee()
+                self.engine.finish()
             self.engine.scheduler.check_integrity()
             if not self.engine.has_work:
                 return
@@ -153,8 +158,12 @@ def script() -> type[Script]:
 
 
 @pytest.fixture
-def a_bench() -> Callable[..., Bench]:
-    def build(runner: Runner | None = None, *, policy: str = "sloserve") -> Bench:
+def a_bench() -> Iterator[Callable[..., Bench]]:
+    benches: list[Bench] = []
+
+    def build(
+        runner: Runner | None = None, *, policy: str = "sloserve", overlap: bool = False
+    ) -> Bench:
         clock = VirtualClock()
         events: list[tuple[str, Event]] = []
         engine = Engine(
@@ -163,10 +172,14 @@ def a_bench() -> Callable[..., Bench]:
             ByteTokenizer(),
             clock=clock,
             emit=events.extend,
+            overlap=overlap,
         )
-        return Bench(engine, clock, events)
+        benches.append(Bench(engine, clock, overlap, events))
+        return benches[-1]
 
-    return build
+    yield build
+    for bench in benches:
+        bench.engine.close()
 
 
 Serving = Callable[..., contextlib.AbstractAsyncContextManager[EngineClient]]
@@ -182,6 +195,7 @@ def serving() -> Serving:
         *,
         policy: str = "sloserve",
         max_buffered_events: int = 2048,
+        overlap: bool | None = None,
         wrap: Callable[[Runner], Runner] = lambda runner: runner,
     ) -> AsyncIterator[EngineClient]:
         clock = VirtualClock()
@@ -192,6 +206,7 @@ def serving() -> Serving:
             new_scheduler(policy),
             wrap(runner or SimRunner(MODEL, FACTS, clock)),
             ByteTokenizer(),
+            overlap=overlap,
         )
         try:
             yield client

@@ -1,8 +1,11 @@
 """The measured way out: what the planner subtracts from every deadline."""
 
+import math
+import random
+
 import pytest
 
-from sloserve.frontend.wayout import EVERY, WINDOW_S, WayOut
+from sloserve.frontend.wayout import EVERY, NUM_TOKENS, WINDOW_S, WayOut
 
 
 @pytest.fixture
@@ -45,3 +48,18 @@ def test_the_figure_is_never_negative(way_out: WayOut) -> None:
     way_out.took(-0.5, now_s=0.0)
     way_out.settle(0.0)
     assert way_out.p99_s == 0.0
+
+
+def test_it_is_the_p99_of_the_latest_tokens_that_are_recent(
+    way_out: WayOut, told: list[float]
+) -> None:
+    chance = random.Random(1)
+    tokens: list[tuple[float, float]] = []
+    now_s = 0.0
+    for _ in range(5000):
+        now_s += chance.choice([0.0, 0.004, 0.03])
+        tokens.append((now_s, chance.choice([0.001, 0.002, chance.random()])))
+        way_out.took(tokens[-1][1], now_s=now_s)
+        way_out.settle(now_s)
+        recent = sorted(lag for at, lag in tokens[-NUM_TOKENS:] if at >= now_s - WINDOW_S)
+        assert told[-1] == recent[math.ceil(0.99 * len(recent)) - 1]

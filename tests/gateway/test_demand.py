@@ -4,6 +4,7 @@ import pytest
 
 from sloserve.errors import Reason
 from sloserve.gateway.demand import RecentDemand
+from sloserve.wire import Demand, demand_from_json, demand_to_json
 
 
 class Clock:
@@ -49,3 +50,9 @@ def test_only_what_more_replicas_would_help_against_counts(
     told = demand.last_minute()
     assert (told.num_declined, told.num_degraded) == (declined, degraded)
     assert told.reasons == ({reason.value: 1} if declined or degraded else {})
+
+
+def test_what_a_gateway_tells_is_what_the_operator_reads() -> None:
+    demand = Demand(7, 700, 5, 50, 1, 2, {"TTFT": 2, "KV": 1})
+    assert demand_from_json(demand_to_json(demand)) == demand
+    assert demand_from_json({}) == Demand()

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sloserve.slo.cluster import AutoscalingSpec
+from sloserve.wire import Demand
 from sloserve_operator.api import Obj
 from sloserve_operator.autoscale import Calm, Scaling, binding, load_of, scale, tokens_per_s
-from sloserve_operator.reports import Demand, Fleet, ReplicaReport, parse_report
+from sloserve_operator.reports import Fleet, ReplicaReport, parse_report
 
 SPEC = AutoscalingSpec(max_replicas=8, target_attainment=0.9, scale_down_delay_s=300.0)
 Scaled = Callable[..., Scaling]

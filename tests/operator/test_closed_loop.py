@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 
 from sloserve.slo.cluster import AutoscalingSpec
+from sloserve.wire import Demand
 from sloserve_operator.autoscale import Calm, Scaling, scale
-from sloserve_operator.reports import ClassReport, Demand, Fleet, GatewayReport, ReplicaReport
+from sloserve_operator.reports import ClassReport, Fleet, GatewayReport, ReplicaReport
 
 SPEC = AutoscalingSpec(max_replicas=32, target_attainment=0.95, scale_down_delay_s=120.0)
 PER_REPLICA = 10.0

@@ -76,6 +76,10 @@ class FirstCome:
         self.num_frontiers += 1
         return Frontier(1, probe.max_prompt)
 
+    def fork(self) -> "FirstCome":
+        """Itself: it remembers nothing."""
+        return self
+
 
 @dataclass(slots=True)
 class MeanLaw:
@@ -171,7 +175,8 @@ class World:
         outcomes = {
             row.request.id: Outcome(
                 token_id=7 + row.request.num_output,
-                finished=row.request.num_output + 1 == row.request.max_output,
+                finished=row.request.num_output + 1
+                == (row.request.known_output or row.request.max_output),
                 stage=row.request.stage,
             )
             for row in batch.rows
@@ -179,12 +184,22 @@ class World:
         }
         self.scheduler.commit(batch, outcomes, start_s, self.now_s)
 
-    def step(self) -> Batch | None:
+    def step(self, meanwhile: Callable[[float], object] | None = None) -> Batch | None:
+        """One step; with `meanwhile` (called with its end) the next one is planned beside it."""
         batch = self.plan()
         if batch is not None:
+            if meanwhile is not None:
+                self.foresee()
+                meanwhile(self.now_s + batch.stored_s)
+                self.foresee()
             self.finish(batch)
         self.scheduler.check_integrity()
         return batch
+
+    def foresee(self) -> None:
+        self.scheduler.foresee(self.now_s, self.now_s)
+        self.decisions += [(r.id, d, v) for r, d, v in self.scheduler.decisions()]
+        self.scheduler.check_integrity()
 
     def run(self, max_steps: int = 1000) -> int:
         for steps in range(max_steps):

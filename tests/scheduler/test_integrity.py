@@ -34,9 +34,13 @@ class Whim:
     def frontier(self, snapshot: Snapshot, probe: Probe) -> Frontier:
         return Frontier(1, probe.max_prompt)
 
+    def fork(self) -> "Whim":
+        """Itself: it remembers nothing but what it was told."""
+        return self
+
 
 class Books(RuleBasedStateMachine):
-    """A scheduler under random arrivals, plans, outcomes, cancels and failures."""
+    """A scheduler under random arrivals, plans (foreseen or not), outcomes, cancels, failures."""
 
     @initialize(caching=st.booleans())
     def start(self, caching: bool) -> None:
@@ -86,9 +90,7 @@ class Books(RuleBasedStateMachine):
         self.added.append(request)
         self.scheduler.add(request, self.now_s)
 
-    @precondition(lambda self: self.batch is None)
-    @rule(data=st.data())
-    def schedule(self, data: Any) -> None:
+    def make_up_a_plan(self, data: Any) -> None:
         ids = sorted(self.scheduler.requests) or [1]
         some = st.lists(st.sampled_from([*ids, 999]), max_size=4, unique=True)
         admitted = data.draw(some)
@@ -104,6 +106,17 @@ class Books(RuleBasedStateMachine):
             promoted=tuple(data.draw(some)),
             preempted=tuple(data.draw(some)),
         )
+
+    @precondition(lambda self: self.batch is not None)
+    @rule(data=st.data())
+    def foresee(self, data: Any) -> None:
+        self.make_up_a_plan(data)
+        self.scheduler.foresee(self.now_s, self.now_s)
+
+    @precondition(lambda self: self.batch is None)
+    @rule(data=st.data())
+    def schedule(self, data: Any) -> None:
+        self.make_up_a_plan(data)
         self.batch = self.scheduler.schedule(self.now_s)
         if self.batch is not None:
             assert len({row.request.id for row in self.batch.rows}) == len(self.batch.rows)

@@ -99,6 +99,9 @@ class Overcommitted:
     def frontier(self, snapshot: Snapshot, probe: Probe) -> Frontier:
         return Frontier(1, probe.max_prompt)
 
+    def fork(self) -> "Overcommitted":
+        return self
+
 
 def test_the_assertion_inside_a_strict_run_catches_a_policy_that_promises_too_much(
     mix: Trace, settings: SimSettings, classes: dict[str, SloClass]

@@ -79,8 +79,19 @@ class EngineClient:
 
     # --- life ---------------------------------------------------------------------------------
 
-    def start(self, scheduler: Scheduler, runner: Runner, tokenizer: Tokenizer) -> None:
-        """Begin to serve; called in the event loop that reads the answers."""
+    def start(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        overlap: bool | None = None,
+    ) -> None:
+        """
+        Begin to serve; called in the event loop that reads the answers.
+
+        `overlap`: plan beside the running step; None: where the runner's steps allow it.
+        """
         assert self._thread is None, "this client has its engine already"
         self._loop = asyncio.get_running_loop()
         self._reporter = Reporter(
@@ -97,6 +108,7 @@ class EngineClient:
             clock=self.clock,
             emit=self._hand_over,
             before_step=self._reporter.offer,
+            overlap=runner.facts.steps_aside if overlap is None else overlap,
         )
         self._thread = EngineThread(engine, self._reporter, on_end=self._ended)
         self._thread.start()

@@ -1,13 +1,16 @@
-"""The engine's synchronous core: plan, step, emit, account; one turn at a time."""
+"""The engine's core: plan, step, emit, account; one turn at a time."""
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from sloserve.engine.clock import Clock
 from sloserve.engine.events import Broken, Decided, Event, Generate
 from sloserve.engine.generation import Generation
 from sloserve.engine.runner import ModelFacts, Runner, Sampled, StepRow
+from sloserve.engine.stepper import Flight, Stepper
 from sloserve.engine.timeline import StepRecord, Timeline
 from sloserve.engine.tokenizer import Tokenizer
 from sloserve.errors import Reason
@@ -19,11 +22,28 @@ log = logging.getLogger(__name__)
 
 Emit = Callable[[list[tuple[str, Event]]], None]
 
+GAP_FADES = 0.9
+"""A long pause between two steps is expected again, a little less with every step."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A step that was planned. `flight`: it runs in the step thread, else it is still to be run."""
+
+    batch: Batch
+    now_s: float  # when planning began
+    begun_s: float  # when planning was done
+    start_s: float  # the end of the step before, or `now_s` after idling
+    flight: Flight | None = None
+
 
 class Engine:
     """
     Everything between an inbox and a runner. Not thread-safe: one caller (`EngineThread`, or a
     test with virtual time) feeds it and turns it.
+
+    A turn is `begin` and `finish`. With `overlap` the runner's steps have a thread of their own:
+    between the two the caller may go on feeding, and have the next step planned by `foresee`.
 
     `emit` gets events as (key, event), in batches: decisions before the step runs, tokens after.
     """
@@ -37,8 +57,9 @@ class Engine:
         clock: Clock,
         emit: Emit,
         before_step: Callable[[float], None] = lambda now_s: None,
+        overlap: bool = False,
     ) -> None:
-        """`before_step` is called with the time when a step is about to run."""
+        """`before_step` is called with the time when a step is about to run, or has just begun."""
         self.scheduler = scheduler
         self.runner = runner
         self.tokenizer = tokenizer
@@ -56,6 +77,10 @@ class Engine:
         self._ids = itertools.count(1)
         self._outbox: list[tuple[str, Event]] = []
         self._last_end_s: float | None = None  # end of the last step; None after idling
+        self._gap_s = 0.0  # from the end of a step to planning: the longest lately
+        self._stepper = Stepper(clock) if overlap else None
+        self._turn: _Turn | None = None  # begun and not finished
+        self._to_forget: list[int] = []  # by the runner, once the step that runs has ended
 
     @property
     def facts(self) -> ModelFacts:
@@ -116,51 +141,114 @@ class Engine:
     # --- one turn -----------------------------------------------------------------------------
 
     def turn(self) -> bool:
-        """
-        Plan and run one step; False when there was nothing to run.
+        """Plan and run one step; False when there was nothing to run."""
+        begun = self.begin()
+        if begun:
+            self.finish()
+        return begun
 
-        A step that breaks ends its requests with Broken; the next turn goes on with the others.
+    def begin(self, *, landed: Callable[[], None] = lambda: None) -> bool:
+        """
+        Plan a step and, with `overlap`, start it; False when there was nothing to run.
+
+        `landed` is called from the step's thread when the step has ended.
         """
         now_s = self.clock.now_s()
         batch = self.scheduler.schedule(now_s)
         begun_s = self.clock.now_s()
-        for request, decision, verdict in self.scheduler.decisions():
-            self._decided(request, decision, verdict)
-        self._flush()
+        if batch is not None:
+            start_s = now_s if self._last_end_s is None else self._last_end_s
+            self._gap_s = max(now_s - start_s, GAP_FADES * self._gap_s)
+            self._turn = _Turn(batch, now_s, begun_s, start_s)
+            if self._stepper is not None:
+                compute = self._computation(batch)
+                self._turn.flight = self._stepper.start(compute, landed=landed)
+        self._tell_decisions()
         if batch is None:
             self._last_end_s = None
             if not self.has_work:
                 self.progress_s = begun_s
             return False
         self._before_step(begun_s)
+        return True
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a step runs beside the caller right now."""
+        return self._flight is not None and not self._flight.ended
+
+    def foresee(self) -> None:
+        """While a step runs: plan the next one, unless that is done, and tell what is certain."""
+        assert self._turn is not None, "no step runs"
+        self.scheduler.foresee(self._turn.start_s, self.clock.now_s(), gap_s=self._gap_s)
+        self._tell_decisions()
+
+    def finish(self) -> None:
+        """
+        Run the step that was begun, or wait for its end; emit and account what came of it.
+
+        A step that breaks ends its requests with Broken; the next turn goes on with the others.
+        """
+        turn, self._turn = self._turn, None
+        assert turn is not None, "no step was begun"
+        batch = turn.batch
         try:
-            sampled = self.runner.step(self._step_rows(batch))
-            end_s = self.clock.now_s()
+            if turn.flight is None:
+                sampled = self._computation(batch)()
+                end_s = self.clock.now_s()
+            else:
+                sampled, end_s = turn.flight.wait(), turn.flight.end_s
             outcomes = self._accept(batch, sampled, end_s)
         except Exception as error:
             self._step_broke(batch, error)
-            return True
-        start_s = now_s if self._last_end_s is None else self._last_end_s
-        self.scheduler.commit(batch, outcomes, start_s, end_s)
-        self._record(batch, now_s=now_s, begun_s=begun_s, start_s=start_s, end_s=end_s)
+            return
+        self.scheduler.commit(batch, outcomes, turn.start_s, end_s)
+        self._record(turn, end_s)
         self._last_end_s = self.progress_s = end_s
         self.num_failures_in_a_row = 0
         for request_id, outcome in outcomes.items():
             if outcome.finished:
                 self._forget(request_id)
+        self._let_forget()
         self._flush()
-        return True
+
+    def close(self) -> None:
+        """Give back threads and the runner's memory; a step that runs is waited for."""
+        if self._stepper is not None:
+            self._stepper.close()
+        self.runner.close()
 
     def break_all(self, error: BaseException) -> None:
         """The loop itself broke: every request ends with Broken, so that nobody waits forever."""
         log.error("the engine loop broke", exc_info=error)
         self.num_failures_in_a_row += 1
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            if turn.flight is not None:
+                with contextlib.suppress(BaseException):  # what matters is that it is over
+                    turn.flight.wait()
+            self.scheduler.fail(turn.batch, self.clock.now_s())
+            self._let_forget()
         for request_id in list(self._generations):
             self._break(request_id, error)
         self._last_end_s = None
         self._flush()
 
     # --- parts of a turn ----------------------------------------------------------------------
+
+    @property
+    def _flight(self) -> Flight | None:
+        return None if self._turn is None else self._turn.flight
+
+    def _computation(self, batch: Batch) -> Callable[[], list[Sampled]]:
+        """What the runner has to do; the rows are made up here and now."""
+        runner, rows = self.runner, self._step_rows(batch)
+        return lambda: runner.step(rows)
+
+    def _tell_decisions(self) -> None:
+        for request, decision, verdict in self.scheduler.decisions():
+            self._decided(request, decision, verdict)
+        self._flush()
 
     def _step_rows(self, batch: Batch) -> list[StepRow]:
         generations = self._generations
@@ -189,7 +277,9 @@ class Engine:
         generations = self._generations
         for row, one in zip(batch.rows, sampled, strict=True):
             request_id = row.request.id
-            generation = generations[request_id]
+            generation = generations.get(request_id)
+            if generation is None:  # cancelled while the step ran
+                continue
             if one.prompt:
                 generation.hold_prompt(one)
             if row.sample:
@@ -198,17 +288,16 @@ class Engine:
         self._outbox += chunks
         return outcomes
 
-    def _record(
-        self, batch: Batch, *, now_s: float, begun_s: float, start_s: float, end_s: float
-    ) -> None:
+    def _record(self, turn: _Turn, end_s: float) -> None:
+        batch = turn.batch
         self.timeline.add(
             StepRecord(
                 number=self.timeline.num_steps + 1,
-                planned_s=now_s,
-                plan_s=begun_s - now_s,
+                planned_s=turn.now_s,
+                plan_s=turn.begun_s - turn.now_s,
                 predicted_s=batch.predicted_s,
-                actual_s=end_s - begun_s,
-                period_s=end_s - start_s,
+                actual_s=end_s - turn.begun_s,
+                period_s=end_s - turn.start_s,
                 num_rows=len(batch.rows),
                 num_decodes=batch.num_decodes,
                 num_prefill_tokens=batch.num_tokens - batch.num_decodes,
@@ -235,6 +324,7 @@ class Engine:
         self._last_end_s = None
         for request in self.scheduler.fail(batch, self.clock.now_s()):
             self._break(request.id, error)
+        self._let_forget()
         self._flush()
 
     def _break(self, request_id: int, error: BaseException) -> None:
@@ -245,7 +335,16 @@ class Engine:
 
     def _forget(self, request_id: int) -> None:
         del self._id_of[self._generations.pop(request_id).key]
-        self.runner.forget(request_id)
+        if self._flight is None:
+            self.runner.forget(request_id)
+        else:
+            self._to_forget.append(request_id)
+
+    def _let_forget(self) -> None:
+        """What was forgotten while a step ran: the runner is not to be touched meanwhile."""
+        for request_id in self._to_forget:
+            self.runner.forget(request_id)
+        self._to_forget.clear()
 
     def _flush(self) -> None:
         if self._outbox:

@@ -21,6 +21,7 @@ class ModelFacts:
     dtype: str
     device: str
     hardware: str  # a line a person recognises: CPU or GPU name and thread count
+    steps_aside: bool = False  # a step leaves processor and interpreter to others nearly all along
 
 
 @dataclass(slots=True)

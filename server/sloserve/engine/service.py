@@ -48,15 +48,21 @@ class WayOut:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave the loop now."""
+    """Leave the loop, at the end of the step that runs."""
 
 
-Command = Generate | Cancel | Reclass | WayOut | Stop
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """The step that ran beside the loop has ended."""
+
+
+Command = Generate | Cancel | Reclass | WayOut | Stop | Landed
 
 
 class EngineThread:
     """
-    Runs an engine until told to stop. `put` may be called from any thread.
+    Runs an engine until told to stop. `put` may be called from any thread. What is put while a
+    step runs beside the loop (`Engine.overlap`) is carried out, and planned for, at once.
 
     An exception out of the engine's own code ends all requests with Broken, and the loop goes
     on; one out of that, too, ends the thread (`alive` turns False).
@@ -84,7 +90,7 @@ class EngineThread:
         self.reporter.start()
 
     def put(self, command: Command) -> None:
-        """Hand a command to the loop; it is read before the next step is planned."""
+        """Hand a command to the loop; it is read before the next step is begun."""
         self._inbox.put(command)
 
     def join(self, timeout_s: float | None = None) -> bool:
@@ -105,15 +111,30 @@ class EngineThread:
     def _turn_until_stopped(self) -> None:
         busy = False
         while True:
-            self._read(wait=not busy)
+            self._read(wait=not busy and not self._stopped)
             if self._stopped:
                 break
             try:
-                busy = self.engine.turn()
+                busy = self._turn()
             except Exception as error:
                 self.engine.break_all(error)
                 busy = False
-        self.engine.runner.close()
+        self.engine.close()
+
+    def _turn(self) -> bool:
+        """One step; while it runs beside us, whatever comes is taken in and planned for."""
+        engine = self.engine
+        if not engine.begin(landed=self._landed):
+            return False
+        while engine.in_flight:
+            engine.foresee()
+            self._carry_out(self._inbox.get())
+            self._carry_out_the_rest()
+        engine.finish()
+        return True
+
+    def _landed(self) -> None:
+        self._inbox.put(Landed())
 
     def _read(self, *, wait: bool) -> None:
         """Carry out every command there is; with `wait`, stay until one comes."""
@@ -124,6 +145,9 @@ class EngineThread:
                 self._carry_out(self._inbox.get(timeout=RETRY_S if soon else None))
             except queue.Empty:
                 return
+        self._carry_out_the_rest()
+
+    def _carry_out_the_rest(self) -> None:
         while True:
             try:
                 command = self._inbox.get_nowait()
@@ -144,3 +168,5 @@ class EngineThread:
                 self.engine.scheduler.way_out_s = command.way_out_s
             case Stop():
                 self._stopped = True
+            case Landed():
+                pass  # it has woken the loop

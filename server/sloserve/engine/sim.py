@@ -96,8 +96,12 @@ def sim_facts(
     block_size: int = 16,
     num_blocks: int = 8192,
     hardware: str = "simulated",
+    steps_aside: bool = False,
 ) -> ModelFacts:
-    """Facts of a simulated model, to go with `ByteTokenizer`."""
+    """
+    Facts of a simulated model, to go with `ByteTokenizer`. On a real clock its steps are sleeps:
+    `steps_aside`.
+    """
     return ModelFacts(
         name=name,
         vocab_size=259,
@@ -109,4 +113,5 @@ def sim_facts(
         dtype="none",
         device="sim",
         hardware=hardware,
+        steps_aside=steps_aside,
     )

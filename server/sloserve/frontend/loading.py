@@ -72,6 +72,7 @@ def _simulated(spec: ServiceSpec, source: ModelSource, given: str | None) -> Loa
         block_size=SIM_BLOCK_SIZE,
         num_blocks=(truth.kv_tokens or SIM_KV_TOKENS) // SIM_BLOCK_SIZE,
         hardware=f"simulated {truth.hardware}",
+        steps_aside=True,
     )
     runner = SimRunner(truth.step, facts, RealClock())
     return Loaded(runner, ByteTokenizer(), believed, SamplingParams())

@@ -42,8 +42,8 @@ def run_replica(args: argparse.Namespace) -> int:
     """
     Run one replica until it is told to stop; its exit code.
 
-    `args`: config, listen, policy, profile, name, and the flags of model and engine. Raises
-    SloserveError when it can't start.
+    `args`: config, listen, policy, profile, name, overlap, and the flags of model and engine.
+    Raises SloserveError when it can't start.
     """
     watched: Watched[ServiceSpec] | None = None
     if args.config is not None:
@@ -146,8 +146,12 @@ async def _start(replica: Replica, engine: EngineClient, args: argparse.Namespac
     gc.freeze()  # what is loaded stays: the collector need not look at it again
     gc.set_threshold(20_000, 20, 50)  # a step makes hundreds of objects, and frees them itself
     replica.progress = Progress("first answer")
-    engine.start(make_scheduler(replica.spec, loaded, policy=args.policy), loaded.runner,
-                 loaded.tokenizer)  # fmt: skip
+    engine.start(
+        make_scheduler(replica.spec, loaded, policy=args.policy),
+        loaded.runner,
+        loaded.tokenizer,
+        overlap={"auto": None, "always": True, "never": False}[args.overlap],
+    )
     replica.attach(
         Served(engine, loaded.tokenizer, loaded.facts, loaded.profile.step, loaded.defaults)
     )

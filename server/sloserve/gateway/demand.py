@@ -1,10 +1,10 @@
 """What a class asked of this gateway in the last minute: the input of autoscaling."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from sloserve.errors import Reason
 from sloserve.slo import Decision
+from sloserve.wire import Demand
 
 BUCKET_S = 5.0
 NUM_BUCKETS = 12
@@ -12,34 +12,6 @@ CAPACITY = (
     Reason.TTFT, Reason.TPOT, Reason.KV, Reason.REPLICAS, Reason.LOADING, Reason.QUEUE_FULL,
 )  # fmt: skip
 """What more replicas would help against."""
-
-
-@dataclass(slots=True)
-class Demand:
-    """Requests and tokens of one class over some time."""
-
-    num_arrived: int = 0
-    prompt_tokens: int = 0
-    """Of all that arrived, as estimated on arrival."""
-    num_answered: int = 0
-    output_tokens: int = 0
-    """Of those answered, in full or in part."""
-    num_declined: int = 0
-    """Ended without an answer for want of capacity."""
-    num_degraded: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Why requests were declined or degraded."""
-
-    def add(self, other: "Demand") -> None:
-        """Count another one's in."""
-        self.num_arrived += other.num_arrived
-        self.prompt_tokens += other.prompt_tokens
-        self.num_answered += other.num_answered
-        self.output_tokens += other.output_tokens
-        self.num_declined += other.num_declined
-        self.num_degraded += other.num_degraded
-        for reason, count in other.reasons.items():
-            self.reasons[reason] = self.reasons.get(reason, 0) + count
 
 
 class RecentDemand:

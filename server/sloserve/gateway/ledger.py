@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sloserve.errors import Reason
-from sloserve.gateway.demand import Demand, RecentDemand
+from sloserve.gateway.demand import RecentDemand
 from sloserve.gateway.promise import Judgement
 from sloserve.http.classes import BINDING, PROMISES, declare_classes
 from sloserve.http.exporter import Exporter
 from sloserve.metrics import GATEWAY_EXPORTS, PREFIX
 from sloserve.slo.service import ServiceSpec
+from sloserve.wire import Demand
 
 BUCKET_S = 5.0
 NUM_BUCKETS = 60

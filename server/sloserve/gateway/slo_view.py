@@ -23,12 +23,11 @@ Times in milliseconds, attainment and objective as shares from 0 to 1.
 from typing import Any
 
 from sloserve.gateway.core import Core
-from sloserve.gateway.demand import Demand
 from sloserve.gateway.ledger import Tally
 from sloserve.gateway.replicas import Upstream
 from sloserve.routing import FRESH_S
 from sloserve.slo import SloClass, service_to_dict
-from sloserve.wire import Frontier, Report
+from sloserve.wire import Frontier, Report, demand_to_json
 
 Json = dict[str, Any]
 
@@ -74,7 +73,7 @@ def _slo_class(core: Core, slo_class: SloClass) -> Json:
         "pending": core.ledger.num_pending(name),
         "sinceStart": _tally(core.ledger.since_start(name)),
         "last5m": _tally(core.ledger.recent(name)),
-        "lastMinute": _demand(core.ledger.last_minute(name)),
+        "lastMinute": demand_to_json(core.ledger.last_minute(name)),
     }
 
 
@@ -96,18 +95,6 @@ def _tally(tally: Tally) -> Json:
         "ttftKept": tally.attained["ttft"],
         "tpotKept": tally.attained["tpot"],
         "attainment": tally.attainment,
-    }
-
-
-def _demand(demand: Demand) -> Json:
-    return {
-        "arrived": demand.num_arrived,
-        "promptTokens": demand.prompt_tokens,
-        "answered": demand.num_answered,
-        "outputTokens": demand.output_tokens,
-        "declined": demand.num_declined,
-        "degraded": demand.num_degraded,
-        "reasons": dict(demand.reasons),
     }
 
 

@@ -253,7 +253,7 @@ REPLICA = (
     Metric(
         "sloserve_plan_seconds",
         Kind.HISTOGRAM,
-        "Time one planner decision took.",
+        "Time a step waited for its plan.",
         (),
         SHORT_BUCKETS,
     ),

@@ -185,6 +185,7 @@ def _runner(
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=device.type,
         hardware=hardware.hardware_name(device, num_threads=num_threads),
+        steps_aside=device.type == "cuda",
     )
     _log.info(
         "%s: %s on %s; KV cache of %d blocks x %d tokens = %s; self-test within %.1e",

@@ -9,6 +9,7 @@ until then a newcomer of more value per demand can still take its place.
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 from sloserve.planner.batching import Batch, compose
 from sloserve.planner.besteffort import fill
@@ -92,6 +93,13 @@ class SloservePolicy:
             return decision.accept([*chosen, ask])
 
         return interval(admits, probe.max_prompt)
+
+    def fork(self) -> "SloservePolicy":
+        """One that remembers the same and goes its own way."""
+        twin = copy(self)
+        twin._selected = set(self._selected)
+        twin._refused = dict(self._refused)
+        return twin
 
     # --- who waits ----------------------------------------------------------------------------
 

@@ -72,6 +72,11 @@ class BlockPool:
             taken.append(block)
         return taken
 
+    def num_freed_by(self, leaving: Iterable[Sequence[int]]) -> int:
+        """Blocks that become free when all these block lists are released."""
+        counted = Counter(block for blocks in leaving for block in blocks)
+        return sum(self._owners[block] == count for block, count in counted.items())
+
     def release(self, blocks: Sequence[int]) -> None:
         """Give up ownership. The tail goes first, so that the cache forgets tails before heads."""
         for block in reversed(blocks):

@@ -38,6 +38,7 @@ class Counters:
     num_promoted: int = 0
     num_late_tokens: int = 0
     num_steps: int = 0
+    num_foreseen: int = 0  # plans made while the step before ran, and taken
     prefill_tokens: int = 0
     decode_tokens: int = 0
     best_effort_tokens: int = 0  # of prefill and decode alike

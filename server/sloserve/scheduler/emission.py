@@ -1,7 +1,9 @@
 """One more token of one request: its deadlines, what is said of it, and what comes next."""
 
+from sloserve.planner import Row
 from sloserve.scheduler.batch import Outcome
 from sloserve.scheduler.request import Request
+from sloserve.slo import Bank
 
 
 def emit(request: Request, outcome: Outcome, at_s: float) -> float:
@@ -35,6 +37,19 @@ def emit(request: Request, outcome: Outcome, at_s: float) -> float:
     if deadlines.stage != request.stage:
         _enter_stage(request, deadlines.stage)
     return due_s
+
+
+def foresee_token(request: Request, row: Row, at_s: float) -> None:
+    """Change `row`, a copy of the request's, as `emit` at `at_s` would if the stage goes on."""
+    row.kept = row.kept and at_s <= row.due_s
+    if row.num_output == 0:
+        row.anchored = True
+        if request.promise.bank is Bank.FIRST_TOKEN:
+            row.due_s = at_s
+    row.due_s += row.tpot_s
+    row.num_known += 1
+    row.num_output += 1
+    row.max_output -= 1
 
 
 def _enter_stage(request: Request, stage: int) -> None:

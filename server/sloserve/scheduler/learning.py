@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from sloserve.planner import Row
 from sloserve.scheduler.request import Request
 
 MEDIAN_TOKENS = 256
@@ -79,9 +80,8 @@ class Laws:
         """Learn from a finished request."""
         self.of(request.promise.slo_class).observe(request.num_output)
 
-    def expect(self, request: Request) -> None:
-        """Write what is expected of the rest of `request` into its row."""
-        row = request.row
+    def expect(self, request: Request, row: Row) -> None:
+        """Write what is expected of the rest of `request` into `row`, its own or a foreseen one."""
         if request.known_output is not None:
             row.expected_output = float(max(1, request.known_output - row.num_output))
             row.expected_sd = 0.0
@@ -90,11 +90,10 @@ class Laws:
             mean, row.expected_sd = law.conditional(row.num_output, row.max_output)
             row.expected_output = min(max(1.0, mean), float(max(1, row.max_output)))
 
-    def count_down(self, request: Request) -> None:
+    def count_down(self, request: Request, row: Row) -> None:
         """One more token came: the rest is one less, and asked anew now and then."""
-        row = request.row
         if row.num_output % REFRESH_TOKENS == 0:
-            self.expect(request)
+            self.expect(request, row)
             return
         left = row.expected_output - 1.0
         if left < 1.0:

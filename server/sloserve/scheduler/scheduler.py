@@ -8,14 +8,16 @@ from sloserve.planner import Limits, Plan, Policy, Probe, Snapshot, Tier, Verdic
 from sloserve.scheduler.batch import Batch, BatchRow, Outcome, make_batch
 from sloserve.scheduler.blocks import BlockPool
 from sloserve.scheduler.counters import Counters, Ending
+from sloserve.scheduler.deciding import Deciding, Told
 from sloserve.scheduler.emission import emit
+from sloserve.scheduler.foresight import Foresight, foresee, still_good
 from sloserve.scheduler.holdings import Holdings
 from sloserve.scheduler.learning import Correction, Law, Laws
 from sloserve.scheduler.placing import Placing
 from sloserve.scheduler.queues import Queues
 from sloserve.scheduler.report import probe_of
 from sloserve.scheduler.request import Request, Status
-from sloserve.slo import Decision, OnInfeasible, SloClass
+from sloserve.slo import Decision, SloClass
 from sloserve.wire import Frontier
 
 EMPTY = Frontier(1, 0)
@@ -32,8 +34,9 @@ class Scheduler:
     Owns every request from `add` to its end.
 
     One caller, in turns: any number of `add`, `cancel`, `set_classes`; then `schedule`; when it
-    gave a batch, `commit` or `fail` it. `cancel` may also come while a batch runs: the blocks
-    are then freed by the commit. No clock: times are passed in, all on one monotonic clock.
+    gave a batch, `commit` or `fail` it. All that comes in may also come while a batch runs (the
+    blocks of who is cancelled are then freed by the commit), and `foresee` may be asked to plan
+    the next one meanwhile. No clock: times are passed in, all on one monotonic clock.
 
     `way_out_s` is what lies between emission here and arrival at the client; it is subtracted
     from every deadline. `assert_promises` raises PromiseBroken when a promised request's token
@@ -79,9 +82,10 @@ class Scheduler:
         self.queues = Queues()
         self._frontiers: dict[str, tuple[int, Frontier]] = {}  # by class: version, answer
         self._placing = Placing(self.requests, self.queues, self.holdings, self.counters)
-        self._decisions: list[tuple[Request, Decision, Verdict | None]] = []
+        self._deciding = Deciding(self.requests, self.queues, self.holdings, self.counters)
         self._num_plans = 0
         self._in_flight: Batch | None = None
+        self._foresight: Foresight | None = None
         self._corrected: tuple[float, StepModel] = (1.0, model)
         self.set_classes(classes)
 
@@ -103,23 +107,24 @@ class Scheduler:
         if needed > self.limits.num_blocks:
             message = f"needs {needed} KV blocks at its longest, this replica has"
             message += f" {self.limits.num_blocks}"
-            self._decline(request, Verdict(Reason.KV, message, 0.0, 0.0), now_s)
+            self._deciding.decline(request, Verdict(Reason.KV, message, 0.0, 0.0), now_s)
             return
         if self.num_waiting >= self.max_waiting:
             backlog_s = self.backlog_s()
             message = f"{self.num_waiting} requests are waiting, at most {self.max_waiting} may"
             verdict = Verdict(Reason.QUEUE_FULL, message, backlog_s, max(1.0, backlog_s))
-            self._decline(request, verdict, now_s)
+            self._deciding.decline(request, verdict, now_s)
             return
         request.reuse_prefix = request.reuse_prefix and self._prefix_caching
         self.laws.arrived(request)
-        self.laws.expect(request)
+        self.laws.expect(request, request.row)
         self.requests[request.id] = request
+        self._foresight = None
         self.holdings.add(request)
         if request.tier is Tier.PROMISED:
             self.queues.wait(request)
         else:
-            self._decide(request, Decision.DEGRADED, None)
+            self._deciding.decide(request, Decision.DEGRADED)
             self.queues.serve_best_effort(request)
 
     def cancel(self, request_id: int, now_s: float, *, reason: Reason = Reason.CLIENT_GONE) -> bool:
@@ -142,10 +147,9 @@ class Scheduler:
         again = True
         while self.requests:
             self.holdings.match_prefixes()
-            plan = self.policy.plan(self.snapshot(now_s))
-            self._num_plans += 1
+            plan = self._plan(now_s)
             num_best_effort = self.num_best_effort
-            self._apply(plan, now_s)
+            self._deciding.apply(plan, now_s, number=self._num_plans, placing=self._placing)
             rows, num_starved = self._placing.fill(plan.tokens, plan=self._num_plans)
             if rows:
                 return self._begin(rows, now_s)
@@ -154,6 +158,38 @@ class Scheduler:
             elif not ((num_starved or not plan.tokens) and self._placing.break_deadlock()):
                 break
         return None
+
+    def foresee(self, start_s: float, now_s: float, *, gap_s: float = 0.0) -> None:
+        """
+        While a batch runs: plan the one after it, unless that is done; `start_s` as for `commit`,
+        `gap_s` lies between the end of a step and the `schedule` after it.
+
+        Takes for granted that the step ends as late as it likely will: 19 of 20 end before. Who
+        may not wait and can't be promised hears it at once (`decisions`), so that another replica
+        is asked the sooner; everything else is told when the plan is taken.
+        """
+        assert self._in_flight is not None, "no batch runs"
+        if self._foresight is not None:
+            return
+        self.holdings.match_prefixes()
+        end_s = start_s + self._in_flight.predicted_s + self.correction.margin_s + gap_s
+        foresight = foresee(
+            self.snapshot(max(end_s, now_s)),
+            self._in_flight,
+            self.policy,
+            requests=self.requests,
+            laws=self.laws,
+            holdings=self.holdings,
+        )
+        told = []
+        for request_id, verdict in foresight.plan.infeasible.items():
+            request = self.requests.get(request_id)
+            if request is None or request.last_hop or request.in_flight or request.decision:
+                continue
+            self._deciding.refuse(request, verdict, now_s)
+            self.version += 1
+            told.append(request_id)
+        self._foresight = foresight.without(told)
 
     def commit(
         self, batch: Batch, outcomes: Mapping[int, Outcome], start_s: float, end_s: float
@@ -188,7 +224,7 @@ class Scheduler:
     def fail(self, batch: Batch, now_s: float) -> list[Request]:
         """The step broke: its requests end as failed, and are given back."""
         assert batch is self._in_flight, "this batch does not run"
-        self._in_flight = None
+        self._in_flight = self._foresight = None
         failed = []
         for row in batch.rows:
             row.request.in_flight = False
@@ -199,10 +235,9 @@ class Scheduler:
                 self.holdings.release(row.request)
         return failed
 
-    def decisions(self) -> list[tuple[Request, Decision, Verdict | None]]:
+    def decisions(self) -> list[Told]:
         """The decisions since the last call, in order."""
-        drained, self._decisions = self._decisions, []
-        return drained
+        return self._deciding.drained()
 
     # --- what it looks like -------------------------------------------------------------------
 
@@ -286,43 +321,20 @@ class Scheduler:
         self.queues.check_integrity(self.requests)
         self.holdings.check_integrity(self.requests)
 
-    # --- applying a plan ----------------------------------------------------------------------
+    # --- parts of a step ----------------------------------------------------------------------
 
-    def _apply(self, plan: Plan, now_s: float) -> None:
-        """Preempted first, then who changes tier, then who gets an answer."""
-        for request_id in plan.preempted:
-            request = self._expect(request_id, request_id not in self.holdings.unstarted)
-            if request is not None:
-                self._placing.preempt(request)
-        for request_id in plan.relegated:
-            request = self._expect(request_id, request_id in self.queues.promised)
-            if request is not None:
-                self.queues.remove(request)
-                self.queues.serve_best_effort(request)
-                request.promoted = False
-                self.counters.num_relegated += 1
-        for request_id in plan.promoted:
-            request = self._expect(request_id, self._is_best_effort(request_id))
-            if request is not None and request.kept_so_far(now_s):
-                self.queues.remove(request)
-                self.queues.promise(request)
-                request.promoted = True
-                self.counters.num_promoted += 1
-                if request.decision is Decision.DEGRADED and request.num_output == 0:
-                    self._decide(request, Decision.DEFERRED, None)
-        for request_id in plan.admitted:
-            request = self._expect(request_id, self._is_undecided(request_id))
-            if request is not None:
-                self.queues.remove(request)
-                self.queues.promise(request)
-                begun_at_plan = request.begun_at_plan or self._num_plans
-                at_once = begun_at_plan == request.added_at_plan + 1
-                self._decide(request, Decision.ADMITTED if at_once else Decision.DEFERRED, None)
-        for request_id, verdict in plan.infeasible.items():
-            request = self._expect(request_id, self._is_undecided(request_id))
-            if request is not None:
-                self.queues.remove(request)
-                self._refuse(request, verdict, now_s)
+    def _plan(self, now_s: float) -> Plan:
+        """The plan that was foreseen if it still holds, else one made now."""
+        self._num_plans += 1
+        foresight, self._foresight = self._foresight, None
+        if foresight is not None:
+            free_blocks = self.blocks.num_free
+            plan = still_good(foresight, self.requests, now_s=now_s, free_blocks=free_blocks)
+            if plan is not None:
+                self.policy = foresight.policy
+                self.counters.num_foreseen += 1
+                return plan
+        return self.policy.plan(self.snapshot(now_s))
 
     def _begin(self, rows: list[BatchRow], now_s: float) -> Batch:
         batch = make_batch(rows, model=self.model, ratio=self.correction.ratio, planned_s=now_s)
@@ -333,41 +345,6 @@ class Scheduler:
         return batch
 
     # --- moves of one request -----------------------------------------------------------------
-
-    def _expect(self, request_id: int, ok: bool) -> Request | None:
-        """The request a plan names, if that makes sense; else the policy is wrong: counted."""
-        request = self.requests.get(request_id)
-        if request is None or not ok:
-            self.counters.num_policy_errors += 1
-            return None
-        return request
-
-    def _is_undecided(self, request_id: int) -> bool:
-        request = self.requests.get(request_id)
-        return request is not None and request.decision is None
-
-    def _is_best_effort(self, request_id: int) -> bool:
-        return request_id not in self.queues.promised and not self._is_undecided(request_id)
-
-    def _decide(self, request: Request, decision: Decision, verdict: Verdict | None) -> None:
-        request.decision = decision
-        self.counters.decisions[request.promise.slo_class, decision.value] += 1
-        self._decisions.append((request, decision, verdict))
-
-    def _decline(self, request: Request, verdict: Verdict, now_s: float) -> None:
-        request.move(Status.DECLINED)
-        self._decide(request, Decision.DECLINED, verdict)
-        self.counters.end(request, Ending.REFUSED, reason=verdict.reason, now_s=now_s)
-
-    def _refuse(self, request: Request, verdict: Verdict, now_s: float) -> None:
-        """No promise: best effort if the request takes that and nobody else could be asked."""
-        if request.promise.on_infeasible is OnInfeasible.DEGRADE and request.last_hop:
-            self._decide(request, Decision.DEGRADED, verdict)
-            self.queues.serve_best_effort(request)
-        else:
-            del self.requests[request.id]
-            self.holdings.release(request)
-            self._decline(request, verdict, now_s)
 
     def _append(self, request: Request, outcome: Outcome, end_s: float) -> None:
         """One more token, and perhaps the end."""
@@ -384,7 +361,7 @@ class Scheduler:
             self.laws.observe(request)
             self._end(request, Status.FINISHED, Ending.FINISHED, reason=Reason.NONE, now_s=end_s)
         else:
-            self.laws.count_down(request)
+            self.laws.count_down(request, request.row)
 
     def _drop(self, request_id: int, now_s: float, *, status: Status, reason: Reason) -> bool:
         request = self.requests.get(request_id)

@@ -235,6 +235,7 @@ class Cluster:
             scheduler,
             Truth(s.model, s.truth, seed=f"{s.seed}/{name}"),
             plan_s=s.plan_s,
+            overlap=s.overlap,
             on_decision=self._decided,
             on_end=self._ended,
         )

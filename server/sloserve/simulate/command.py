@@ -56,6 +56,9 @@ def add_simulate_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the planner knows of output lengths: the client's limit (as `sloserve bench`"
         " asks: the true length), nothing but the model's limit, or the truth (default limit)",
     )
+    service.add_argument(
+        "--overlap", action="store_true", help="plan while a step runs, as replicas on GPUs do"
+    )
     service.add_argument("--kv-tokens", type=int, help="size of a replica's KV cache in tokens")
     truth = parser.add_argument_group("what the planner does not know")
     truth.add_argument("--exact", action="store_true", help="no bias, no noise, no stragglers")
@@ -160,6 +163,7 @@ def _scenario(args: argparse.Namespace) -> Scenario:
         max_model_len=options.max_total_tokens or max_len,
         start_margin_s=profile.p95 * profile.step.step_s(1),
         plan_s=args.plan_ms / 1000,
+        overlap=args.overlap,
         way_in_s=args.way_in_ms / 1000,
         way_out_s=args.way_out_ms / 1000,
         seed=args.seed,

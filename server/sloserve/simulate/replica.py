@@ -18,7 +18,8 @@ class SimReplica:
     What the engine loop does, in virtual time: take in, plan, run a step, commit.
 
     `plan_s` seconds pass before each step (planning, preparing, emitting: what is not the
-    forward pass). Planning is also timed for real, in `planning_s`.
+    forward pass). With `overlap` the next step is planned while one runs, and again when somebody
+    comes: in no virtual time. Planning between steps is also timed for real, in `planning_s`.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class SimReplica:
         truth: Truth,
         *,
         plan_s: float,
+        overlap: bool = False,
         on_decision: Callable[[Job, Decision, str], None],
         on_end: Callable[[Job], None],
     ) -> None:
@@ -39,16 +41,22 @@ class SimReplica:
         self._clock = clock
         self._truth = truth
         self._plan_s = plan_s
+        self._overlap = overlap
         self._on_decision = on_decision
         self._on_end = on_end
         self._jobs: dict[int, Job] = {}
         self._inbox: list[Request] = []
         self._running = False
+        self._start_s = 0.0  # of the step that runs
         self._replan_at_s: float | None = None
 
     def submit(self, job: Job, request: Request) -> None:
         """A request arrives at this replica now."""
         self._jobs[request.id] = job
+        if self._running and self._overlap:
+            self.scheduler.add(request, self._clock.now_s)
+            self._foresee()
+            return
         self._inbox.append(request)
         if not self._running:
             self._step()
@@ -72,9 +80,16 @@ class SimReplica:
             return
         end_s = now_s + self._plan_s + self._truth.step_s(batch)
         self.busy_s += end_s - now_s
-        self._clock.at(end_s, lambda: self._finish(batch, now_s))
+        self._start_s = now_s
+        self._clock.at(end_s, lambda: self._finish(batch))
+        if self._overlap:
+            self._foresee()
 
-    def _finish(self, batch: Batch, start_s: float) -> None:
+    def _foresee(self) -> None:
+        self.scheduler.foresee(self._start_s, self._clock.now_s)
+        self._tell()
+
+    def _finish(self, batch: Batch) -> None:
         now_s = self._clock.now_s
         outcomes = {}
         ended: list[Job] = []
@@ -86,7 +101,7 @@ class SimReplica:
                 outcomes[row.request.id] = outcome
                 if outcome.finished:
                     ended.append(job)
-        self.scheduler.commit(batch, outcomes, start_s, now_s)
+        self.scheduler.commit(batch, outcomes, self._start_s, now_s)
         for job in ended:
             del self._jobs[job.number]
             self._on_end(job)

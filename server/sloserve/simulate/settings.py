@@ -38,6 +38,8 @@ class SimSettings:
     start_margin_s: float = 0.0
     """Margin of the model while few steps were seen: its own p95 error."""
     plan_s: float = 0.0
+    overlap: bool = False
+    """The next step is planned while one runs, arrivals at once; as on a GPU."""
     way_in_s: float = 0.0
     way_out_s: float = 0.0
     planned_way_out_s: float | None = None

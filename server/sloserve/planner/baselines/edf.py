@@ -161,6 +161,10 @@ class Edf:
         """It looks at one request at a time: whatever fits the pool."""
         return everything(snapshot, probe)
 
+    def fork(self) -> "Edf":
+        """Itself: it remembers nothing."""
+        return self
+
 
 def _hopeless(row: Row, now_s: float, needed_s: float) -> Verdict:
     left_s = max(0.0, row.due_s - now_s)

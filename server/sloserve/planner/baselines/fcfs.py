@@ -83,6 +83,10 @@ class Fcfs:
         """It admits whatever fits the pool."""
         return everything(snapshot, probe)
 
+    def fork(self) -> "Fcfs":
+        """Itself: it remembers nothing."""
+        return self
+
 
 def everything(snapshot: Snapshot, probe: Probe) -> Frontier:
     """The frontier of a policy that refuses nobody."""
