@@ -10,6 +10,9 @@ KUBECONFIG names the cluster; without it every story is skipped. Variables, all 
                      after the stories' services only, so that two runs can share a cluster
     E2E_KEEP         not empty: use the release that is there, and leave it
     E2E_LOSE_NODE    command that cuts a node off, given its name; with --back it returns it
+    E2E_OPTIONAL_KINDS  folder with CRDs of the Prometheus operator; the story of alerts applies
+                     them where the cluster has none, and they stay
+    PROMETHEUS       the program, for that story
 """
 
 import os
@@ -30,6 +33,7 @@ CHART = ROOT / "charts" / "sloserve"
 CRD = "crd/sloservices.sloserve.io"
 OUTCOMES = pytest.StashKey[dict[str, bool]]()
 TIMES: dict[str, tuple[str, float]] = {}
+NOTES: list[str] = []
 
 
 # --- what a run leaves on paper ------------------------------------------------------------------
@@ -51,6 +55,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report  # type: ignore[return-value]
 
 
+@pytest.fixture
+def note() -> Callable[[str], None]:
+    """`note(text)`: a measurement that a recorded run shows below its table."""
+
+    def write(text: str) -> None:
+        NOTES.append(text)
+        print(text)
+
+    return write
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--record")
     if not path or not TIMES:
@@ -63,6 +78,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         lines.append(f"| {story} | {what} | {outcome} | {seconds:.0f} |")
     total_s = sum(seconds for _, seconds in TIMES.values())
     lines.append(f"| all | {len(TIMES)} tests | | {total_s:.0f} |")
+    lines += [f"\n{note}" for note in NOTES]
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

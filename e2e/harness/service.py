@@ -130,6 +130,10 @@ class Service:
         """Names of those pods."""
         return {pod["metadata"]["name"] for pod in self.pods(part)}
 
+    def explain(self) -> str:
+        """What the plugin says: `kubectl sloserve explain`."""
+        return self.kubectl.plugin("sloserve", "explain", self.name)
+
     # --- as its client --------------------------------------------------------------------------
 
     @property
@@ -155,7 +159,7 @@ class Service:
         """One completion that is not streamed; whatever the answer is."""
         body = {
             "model": self.name,
-            "prompt": list(range(100, 100 + prompt_tokens)),
+            "prompt": [100 + number % 100 for number in range(prompt_tokens)],
             "max_tokens": max_tokens,
             "ignore_eos": True,
         }
@@ -164,10 +168,17 @@ class Service:
 
     def replica_reports(self) -> dict[str, str]:
         """Metrics of every replica, by pod, read through the API server."""
+        return self._metrics("replica", 8000)
+
+    def gateway_reports(self) -> dict[str, str]:
+        """Metrics of every gateway, by pod, read through the API server."""
+        return self._metrics("gateway", 9090)
+
+    def _metrics(self, part: str, port: int) -> dict[str, str]:
         path = f"/api/v1/namespaces/{self.kubectl.namespace}/pods/"
         return {
-            name: self.kubectl("get", "--raw", f"{path}{name}:8000/proxy/metrics")
-            for name in self.pod_names("replica")
+            name: self.kubectl("get", "--raw", f"{path}{name}:{port}/proxy/metrics")
+            for name in self.pod_names(part)
         }
 
     def describe(self) -> str:

@@ -12,7 +12,8 @@ from typing import Any, cast
 import aiohttp
 from e2e.harness.service import Service, manifest
 
-from sloserve.load import Ending, Judged, Record, judge, run_load
+from sloserve.load import Ending, Judged, Record, judge
+from sloserve.load.client import run_load
 from sloserve.load.endpoint import Endpoint, Prompts
 from sloserve.load.trace import Arrival, Trace
 from sloserve.slo import SloClass
@@ -75,7 +76,8 @@ class Traffic:
     Steady open-loop streams on a service while the `with` block runs; `seen` afterwards.
 
     `rate` requests/s of `output_tokens` tokens each, classes in turn. Leaving the block stops new
-    requests and waits for the open ones, at most `drain_s`. `seconds(n)` lets it run.
+    requests and waits for the open ones, at most `drain_s`. `seconds(n)` lets it run. With
+    `keep_alive` False each request makes a connection of its own: gateways get equal shares.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class Traffic:
         output_tokens: int = 100,
         classes: list[Mapping[str, Any]] | None = None,
         drain_s: float = 60.0,
+        keep_alive: bool = True,
     ) -> None:
         spec = parse_service(manifest(service.name, **({"sloClasses": classes} if classes else {})))
         self._classes: dict[str, SloClass] = {c.name: c for c in spec.classes}
         self._endpoint = Endpoint(service.base_url, service.name)
         self._trace = _Endless(rate, prompt_tokens, output_tokens, list(self._classes))
         self._drain_s = drain_s
+        self._keep_alive = keep_alive
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
         self._records: list[Record] = []
         self._error: BaseException | None = None
@@ -130,7 +134,7 @@ class Traffic:
             self._error = error
 
     async def _send(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, force_close=not self._keep_alive)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             self._records, _ = await run_load(
