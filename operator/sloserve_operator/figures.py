@@ -8,7 +8,7 @@ from sloserve.metrics import OPERATOR, Kind, Metric
 from sloserve_operator.api import Obj
 from sloserve_operator.conditions import Type, find
 
-FROM_THE_START = {
+FROM_THE_START: dict[str, list[tuple[str, ...]]] = {
     "sloserve_operator_reconciles_total": [("unchanged",), ("changed",), ("failed",)],
     "sloserve_operator_writes_total": [("apply",), ("status",), ("delete",), ("event",)],
     "sloserve_operator_scalings_total": [
