@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_view_edit_and_admin_cover_services(release: Release, kubectl: Kubectl) 
     assert not can("view", "patch")
     assert not can("view", "patch", "sloservices/scale")
     for role in ("edit", "admin"):
-        until(lambda role=role: can(role, "create"), f"the role {role} knows services")
+        until(partial(can, role, "create"), f"the role {role} knows services")
         assert can(role, "list")
         assert can(role, "delete")
         assert can(role, "patch", "sloservices/scale")

@@ -12,7 +12,8 @@ from typing import Any, cast
 import aiohttp
 from e2e.harness.service import Service, manifest
 
-from sloserve.load import Ending, Judged, Record, judge, run_load
+from sloserve.load import Ending, Judged, Record, judge
+from sloserve.load.client import run_load
 from sloserve.load.endpoint import Endpoint, Prompts
 from sloserve.load.trace import Arrival, Trace
 from sloserve.slo import SloClass
