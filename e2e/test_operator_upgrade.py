@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,11 @@ Release = Any
 def images(service: Service, part: str) -> set[str]:
     """What the pods of a part run."""
     return {pod["spec"]["containers"][0]["image"] for pod in service.pods(part)}
+
+
+def runs(service: Service, part: str, tag: str) -> bool:
+    """Whether every pod of a part runs images of this tag."""
+    return all(image.endswith(f":{tag}") for image in images(service, part))
 
 
 def test_an_upgrade_restarts_no_engine_that_did_not_ask_for_it(
@@ -33,12 +39,7 @@ def test_an_upgrade_restarts_no_engine_that_did_not_ask_for_it(
     with Traffic(steady, rate=3.0) as traffic:
         changing.install(tag=tag)
         for service, part in ((steady, "gateway"), (eager, "gateway"), (eager, "replica")):
-            until(
-                lambda service=service, part=part: all(
-                    image.endswith(f":{tag}") for image in images(service, part)
-                ),
-                f"the {part} of {service.name} runs the new image, and the old one leaves",
-            )
+            until(partial(runs, service, part, tag), f"the {part} of {service.name} runs :{tag}")
         steady.wait_ready()
         told = traffic.num_ended
         until(lambda: traffic.num_ended > told + 5, "requests go on")
