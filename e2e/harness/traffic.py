@@ -13,7 +13,8 @@ import aiohttp
 from e2e.harness.service import Service, manifest
 from e2e.harness.waiting import until
 
-from sloserve.load import Ending, Judged, Record, judge, run_load
+from sloserve.load import Ending, Judged, Record, judge
+from sloserve.load.client import run_load
 from sloserve.load.endpoint import Endpoint, Prompts
 from sloserve.load.trace import Arrival, Trace
 from sloserve.slo import SloClass
