@@ -10,6 +10,9 @@ KUBECONFIG names the cluster; without it every story is skipped. Variables, all 
                      after the stories' services only, so that two runs can share a cluster
     E2E_KEEP         not empty: use the release that is there, and leave it
     E2E_LOSE_NODE    command that cuts a node off, given its name; with --back it returns it
+    E2E_OPTIONAL_KINDS  folder with CRDs of the Prometheus operator; the story of alerts applies
+                     them where the cluster has none, and they stay
+    PROMETHEUS       the program, for that story
 """
 
 import os
@@ -17,19 +20,23 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from e2e.harness.killing import Killer
 from e2e.harness.kubectl import Kubectl, Obj, Refused
 from e2e.harness.service import Service
+from e2e.harness.waiting import until
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "sloserve"
 CRD = "crd/sloservices.sloserve.io"
 OUTCOMES = pytest.StashKey[dict[str, bool]]()
 TIMES: dict[str, tuple[str, float]] = {}
+NOTES: list[str] = []
 
 
 # --- what a run leaves on paper ------------------------------------------------------------------
@@ -51,6 +58,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report  # type: ignore[return-value]
 
 
+@pytest.fixture
+def note() -> Callable[[str], None]:
+    """`note(text)`: a measurement that a recorded run shows below its table."""
+
+    def write(text: str) -> None:
+        NOTES.append(text)
+        print(text)
+
+    return write
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--record")
     if not path or not TIMES:
@@ -63,6 +81,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         lines.append(f"| {story} | {what} | {outcome} | {seconds:.0f} |")
     total_s = sum(seconds for _, seconds in TIMES.values())
     lines.append(f"| all | {len(TIMES)} tests | | {total_s:.0f} |")
+    lines += [f"\n{note}" for note in NOTES]
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -151,6 +170,30 @@ class Release:
         found = self.kubectl.list("pods", f"app.kubernetes.io/instance={self.name}")
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
+    def holder(self) -> str:
+        """Who holds the Lease: the pod's uid and a few letters; empty when nobody does."""
+        lease = self.kubectl.get("lease", self.operator.partition("/")[2])
+        return str(lease["spec"].get("holderIdentity") or "") if lease else ""
+
+    def leader(self) -> Obj | None:
+        """The operator's pod that holds the Lease."""
+        holder = self.holder()
+        pods = [p for p in self.operator_pods() if holder.startswith(p["metadata"]["uid"])]
+        return pods[0] if pods else None
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Without any operator while the block runs."""
+        count = self.kubectl("get", self.operator, "-o", "jsonpath={.spec.replicas}")
+        self.kubectl("scale", self.operator, "--replicas=0")
+        label = f"app.kubernetes.io/instance={self.name}"
+        until(lambda: not self.kubectl.list("pods", label), "the operator is gone")
+        try:
+            yield
+        finally:
+            self.kubectl("scale", self.operator, f"--replicas={count}")
+            self.kubectl("rollout", "status", self.operator, "--timeout=120s")
+
 
 @pytest.fixture(scope="session")
 def release(cluster: Kubectl) -> Iterator[Release]:
@@ -175,6 +218,22 @@ def release(cluster: Kubectl) -> Iterator[Release]:
         cluster("delete", "namespace", namespace, "--wait=false")
 
 
+@pytest.fixture
+def changing(release: Release) -> Iterator[Release]:
+    """The release, for a story that changes it; it is as before when the story is over."""
+    yield release
+    release.install()
+
+
+@pytest.fixture(scope="session")
+def kill(cluster: Kubectl, release: Release) -> Iterator[Killer]:
+    """kill -9 for containers."""
+    namespace = f"e2e-kill-{uuid.uuid4().hex[:8]}"
+    make_namespace(cluster, namespace, standard="privileged")
+    yield Killer(cluster.within(namespace), f"localhost/sloserve-operator:{release.tag}")
+    cluster("delete", "namespace", namespace, "--wait=false")
+
+
 def selecting(release: Release) -> list[str]:
     """Words for kubectl that select the services of this run."""
     return ["--selector", release.selector] if release.selector else []
@@ -183,9 +242,9 @@ def selecting(release: Release) -> list[str]:
 # --- a story's own -------------------------------------------------------------------------------
 
 
-def make_namespace(kubectl: Kubectl, name: str) -> None:
-    """A namespace that enforces the restricted Pod Security standard."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+def make_namespace(kubectl: Kubectl, name: str, *, standard: str = "restricted") -> None:
+    """A namespace that enforces a Pod Security standard."""
+    labels = {"pod-security.kubernetes.io/enforce": standard}
     metadata = {"name": name, "labels": labels}
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
@@ -201,7 +260,22 @@ def kubectl(
     yield within
     if any(request.node.stash.get(OUTCOMES, {}).values()):
         print_everything(within, release)
-    cluster("delete", "namespace", namespace, "--wait=false")
+    cluster("delete", "namespace", namespace, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture
+def restricted(cluster: Kubectl) -> Iterator[Callable[[str], Kubectl]]:
+    """`restricted("other")`: kubectl in one more restricted namespace of this story."""
+    made: list[str] = []
+
+    def make(name: str) -> Kubectl:
+        made.append(f"e2e-{uuid.uuid4().hex[:8]}-{name}")
+        make_namespace(cluster, made[-1])
+        return cluster.within(made[-1])
+
+    yield make
+    for namespace in made:
+        cluster("delete", "namespace", namespace, "--wait=false")
 
 
 @pytest.fixture

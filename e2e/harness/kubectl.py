@@ -1,8 +1,12 @@
 """kubectl, in one namespace."""
 
+import builtins
 import json
+import os
 import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 Obj = dict[str, Any]
@@ -29,6 +33,20 @@ class Kubectl:
             command, input=text, capture_output=True, text=True, check=False, timeout=timeout_s
         )
         if done.returncode:
+            said = done.stderr.strip() or done.stdout.strip()
+            raise Refused(f"kubectl {' '.join(words)}: {said}")
+        return done.stdout.strip()
+
+    def plugin(self, *words: str) -> str:
+        """What a kubectl plugin of this Python's environment prints, asked about the namespace."""
+        folders = [str(Path(sys.executable).parent), str(Path(self.program).parent)]
+        path = os.pathsep.join([*folders, os.environ.get("PATH", "")])
+        command = [self.program, *words, "--namespace", self.namespace]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=60,
+            env={**os.environ, "PATH": path},
+        )  # fmt: skip
+        if done.returncode:
             raise Refused(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip()
 
@@ -46,6 +64,12 @@ class Kubectl:
         """All objects of a kind in the namespace."""
         words = ["--selector", selector] if selector else []
         items: list[Obj] = json.loads(self("get", kind, "-o", "json", *words))["items"]
+        return items
+
+    def events(self, field_selector: str) -> builtins.list[Obj]:
+        """Events of the namespace, as `involvedObject.name=assistant,reason=Loading`."""
+        found = self("get", "events", "--field-selector", field_selector, "-o", "json")
+        items: builtins.list[Obj] = json.loads(found)["items"]
         return items
 
     def patch(self, kind: str, name: str, change: Obj) -> str:

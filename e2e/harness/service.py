@@ -17,6 +17,11 @@ CHAT: Obj = {
 }
 """A promise that a simulated replica keeps easily, on a busy machine too."""
 
+OURS = "app.kubernetes.io/managed-by=sloserve-operator"
+CHILD_KINDS = (
+    "deployments,services,configmaps,serviceaccounts,poddisruptionbudgets,networkpolicies,pods"
+)
+
 
 def manifest(name: str, **spec: Any) -> Obj:
     """A service of simulated replicas, one gateway and the class `chat`; `spec` goes over it."""
@@ -36,6 +41,11 @@ def manifest(name: str, **spec: Any) -> Obj:
     }
 
 
+def _containers(pod: Obj) -> list[Obj]:
+    statuses: list[Obj] = pod["status"].get("containerStatuses") or []
+    return statuses
+
+
 class Service:
     """
     A service by name. `apply(**spec)` takes fields of `spec` over the defaults of `manifest`.
@@ -52,11 +62,15 @@ class Service:
 
     # --- as its owner ---------------------------------------------------------------------------
 
-    def apply(self, **spec: Any) -> None:
-        """Apply it with these fields."""
+    def manifest(self, **spec: Any) -> Obj:
+        """What its owner writes."""
         made = manifest(self.name, **spec)
         made["metadata"]["labels"] = self.labels
-        self.kubectl.apply(made)
+        return made
+
+    def apply(self, **spec: Any) -> None:
+        """Apply it with these fields."""
+        self.kubectl.apply(self.manifest(**spec))
 
     def change(self, **spec: Any) -> None:
         """Merge these fields into its spec."""
@@ -130,6 +144,24 @@ class Service:
     def pod_names(self, part: str) -> set[str]:
         """Names of those pods."""
         return {pod["metadata"]["name"] for pod in self.pods(part)}
+
+    def processes(self, part: str) -> set[tuple[str, int]]:
+        """Uid and restarts of each of those pods: the same set means the same processes."""
+        return {
+            (pod["metadata"]["uid"], sum(s["restartCount"] for s in _containers(pod)))
+            for pod in self.pods(part)
+        }
+
+    def children(self) -> list[Obj]:
+        """Everything in the namespace that has the labels of its children, pods too."""
+        selector = f"app.kubernetes.io/instance={self.name},{OURS}"
+        return self.kubectl.list(CHILD_KINDS, selector)
+
+    def writers(self, field: str) -> set[str]:
+        """Who wrote a field of its spec, as the API server's books have it."""
+        words = ("get", self.ref, "--show-managed-fields", "-o", "json")
+        books = json.loads(self.kubectl(*words))["metadata"]["managedFields"]
+        return {e["manager"] for e in books if f"f:{field}" in e["fieldsV1"].get("f:spec", {})}
 
     def ready_pods(self, part: str) -> set[str]:
         """Names of those that take requests."""
@@ -212,6 +244,10 @@ class Service:
 
         until(found, "every gateway knows every replica", pause_s=1)
 
+    def explain(self) -> str:
+        """What the plugin says: `kubectl sloserve explain`."""
+        return self.kubectl.plugin("sloserve", "explain", self.name)
+
     # --- as its client --------------------------------------------------------------------------
 
     @property
@@ -237,7 +273,7 @@ class Service:
         """One completion that is not streamed; whatever the answer is."""
         body = {
             "model": self.name,
-            "prompt": list(range(100, 100 + prompt_tokens)),
+            "prompt": [100 + number % 100 for number in range(prompt_tokens)],
             "max_tokens": max_tokens,
             "ignore_eos": True,
         }
@@ -246,10 +282,17 @@ class Service:
 
     def replica_reports(self) -> dict[str, str]:
         """Metrics of every replica, by pod, read through the API server."""
+        return self._metrics("replica", 8000)
+
+    def gateway_reports(self) -> dict[str, str]:
+        """Metrics of every gateway, by pod, read through the API server."""
+        return self._metrics("gateway", 9090)
+
+    def _metrics(self, part: str, port: int) -> dict[str, str]:
         path = f"/api/v1/namespaces/{self.kubectl.namespace}/pods/"
         return {
-            name: self.kubectl("get", "--raw", f"{path}{name}:8000/proxy/metrics")
-            for name in self.pod_names("replica")
+            name: self.kubectl("get", "--raw", f"{path}{name}:{port}/proxy/metrics")
+            for name in self.pod_names(part)
         }
 
     def describe(self) -> str:

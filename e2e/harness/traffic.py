@@ -78,7 +78,8 @@ class Traffic:
 
     `rate` requests/s of `output_tokens` tokens each, classes in turn. Leaving the block stops new
     requests and waits for the open ones, at most `drain_s`. `seconds(n)` lets it run.
-    `base_url` (ends in /v1) goes past the Service.
+    `base_url` (ends in /v1) goes past the Service. With `keep_alive` False each request makes a
+    connection of its own: gateways get equal shares.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class Traffic:
         classes: list[Mapping[str, Any]] | None = None,
         drain_s: float = 60.0,
         base_url: str | None = None,
+        keep_alive: bool = True,
     ) -> None:
         spec = parse_service(manifest(service.name, **({"sloClasses": classes} if classes else {})))
         self._classes: dict[str, SloClass] = {c.name: c for c in spec.classes}
         self._endpoint = Endpoint(base_url or service.base_url, service.name)
         self._trace = _Endless(rate, prompt_tokens, output_tokens, list(self._classes))
         self._drain_s = drain_s
+        self._keep_alive = keep_alive
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
         self._records: list[Record] = []
         self._error: BaseException | None = None
@@ -145,7 +148,7 @@ class Traffic:
             self._error = error
 
     async def _send(self) -> None:
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, force_close=not self._keep_alive)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             self._start_s = time.perf_counter()

@@ -114,6 +114,11 @@ class Cache:
         known = self._objects.get(key, {})
         return tuple(obj for ref, obj in sorted(known.items()) if ref.kind == POD.kind)
 
+    def pods_of(self, part: str) -> list[Obj]:
+        """The pods of one part of every service that is known; of others' services not."""
+        found = [pod for key in self._objects if self.service(key) for pod in self.pods(key)]
+        return [pod for pod in found if label_of(pod, names.COMPONENT) == part]
+
     def of_kind(self, kind: str) -> list[Obj]:
         """Everything of a kind."""
         places = self._objects.values()

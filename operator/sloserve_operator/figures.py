@@ -8,6 +8,17 @@ from sloserve.metrics import OPERATOR, Kind, Metric
 from sloserve_operator.api import Obj
 from sloserve_operator.conditions import Type, find
 
+FROM_THE_START = {
+    "sloserve_operator_reconciles_total": [("unchanged",), ("changed",), ("failed",)],
+    "sloserve_operator_writes_total": [("apply",), ("status",), ("delete",), ("event",)],
+    "sloserve_operator_scalings_total": [
+        (direction, constraint)
+        for direction in ("up", "down")
+        for constraint in ("TTFT", "TPOT", "KV", "Replicas", "None")
+    ],
+}
+"""Counters that are there at 0, so that the first failure is an increase and no panel is blank."""
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -29,6 +40,10 @@ class Figures:
                 self._histograms[metric.name] = Histogram(
                     *about, registry=self._registry, buckets=metric.buckets
                 )
+
+        for name, series in FROM_THE_START.items():
+            for labels in series:
+                self._counters[name].labels(*labels)
 
     def add(self, name: str, *labels: str) -> None:
         """Count one."""

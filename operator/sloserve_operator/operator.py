@@ -4,13 +4,13 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import kopf
 
 from sloserve_operator import names
-from sloserve_operator.api import CHILD_KINDS, POD, SERVICE, Key, Kind, Obj, label_of
+from sloserve_operator.api import CHILD_KINDS, POD, SERVICE, Key, Kind, Obj
 from sloserve_operator.cache import Cache
 from sloserve_operator.cluster import ApiError, Cluster
 from sloserve_operator.figures import Figures
@@ -66,7 +66,7 @@ class Operator:
         self._tasks: list[asyncio.Task[None]] = []
         self._keeper: asyncio.Task[None] | None = None
         self.poller = Poller(
-            gateways=self._gateways,
+            gateways=lambda: self.cache.pods_of(names.GATEWAY),
             asleep=self._asleep,
             changed=self.queue.add,
             clock=time.monotonic,
@@ -201,10 +201,6 @@ class Operator:
         if self.lease.valid() and age_s > STALE_FACTOR * self.settings.resync_s:
             return f"no event and no resync for {age_s:.0f} s"
         return ""
-
-    def _gateways(self) -> Iterable[Obj]:
-        pods = self.cache.of_kind(POD.kind)
-        return [pod for pod in pods if label_of(pod, names.COMPONENT) == names.GATEWAY]
 
     def _asleep(self, key: Key) -> bool:
         live = self.cache.children(key).get(names.deployment(key.name, names.REPLICA))

@@ -8,7 +8,7 @@ from sloserve_operator.conditions import FALSE, TRUE, UNKNOWN, Condition, Type, 
 from sloserve_operator.facts import MIN_REQUESTS, Facts
 from sloserve_operator.reports import ReplicaReport
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 def verdicts(facts: Facts) -> list[Condition]:
@@ -107,7 +107,8 @@ def _loading(loading: Sequence[ReplicaReport]) -> str:
     last = min(loading, key=lambda r: (r.bytes_done, r.address))
     text = f"{len(loading)} replicas load: {last.phase or 'starting'}"
     if last.bytes_total:
-        text += f", {last.bytes_done / GIB:.1f} of {last.bytes_total / GIB:.1f} GiB"
+        unit, name = (GIB, "GiB") if last.bytes_total >= GIB else (MIB, "MiB")
+        text += f", {last.bytes_done / unit:.1f} of {last.bytes_total / unit:.1f} {name}"
     return text
 
 

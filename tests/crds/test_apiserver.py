@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ kubernetes = pytest.importorskip(
 )
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.xdist_group("cluster"),
     pytest.mark.skipif(
         not os.environ.get("KUBECONFIG"), reason="needs a Kubernetes cluster: set KUBECONFIG"
     ),
@@ -24,7 +26,7 @@ Answer = Callable[[Any], str]
 
 
 @pytest.fixture(scope="module")
-def refused(root: Path) -> Answer:
+def refused(root: Path) -> Iterator[Answer]:
     """What an API server refuses a manifest for (dry run); empty when it would be stored."""
     import yaml
 
@@ -63,12 +65,16 @@ def refused(root: Path) -> Answer:
             watch.stop()
 
     def answer(manifest: Any) -> str:
-        status, said = call(
+        code, said = call(
             "POST", CREATE, manifest, "application/json", dryRun="All", fieldValidation="Strict"
         )
-        return "" if status == 201 else str(json.loads(said)["message"])
+        return "" if code == 201 else str(json.loads(said)["message"])
 
-    return answer
+    yield answer
+    if status == 201:  # it was not there before
+        call("DELETE", where, None, "application/json")
+        while call("GET", where, None, "application/json")[0] != 404:
+            time.sleep(0.1)
 
 
 def test_an_api_server_accepts_every_valid_sample(valid: list[Any], refused: Answer) -> None:

@@ -3,10 +3,13 @@
 import asyncio
 import os
 import signal
+import ssl
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from sloserve.errors import BadInput, Failed
 from sloserve.http import serve
@@ -115,3 +118,47 @@ def test_draining_ends_when_idle_or_when_time_is_up() -> None:
         )
 
     assert asyncio.run(main()) == (True, False)
+
+
+def write_certificate(folder: Path, authority: trustme.CA) -> int:
+    """A new certificate for localhost in tls.crt and tls.key; its serial number."""
+    made = authority.issue_cert("localhost")
+    (folder / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    (folder / "tls.key").write_bytes(made.private_key_pem.bytes())
+    shown = ssl.PEM_cert_to_DER_cert((folder / "tls.crt").read_text())
+    return hash(shown)
+
+
+def test_a_renewed_certificate_holds_for_new_connections_and_half_of_one_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serve, "CERTIFICATE_POLL_S", 0.01)
+    authority = trustme.CA()
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    first = write_certificate(tmp_path, authority)
+    sock = serve.bind("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    cert, key = str(tmp_path / "tls.crt"), str(tmp_path / "tls.key")
+
+    async def shown() -> int:
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=trust, server_hostname="localhost"
+        )
+        der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        return hash(der)
+
+    async def main() -> None:
+        listener = serve.Listener(hello, sock, tls_cert=cert, tls_key=key)
+        async with asyncio.timeout(30), serve.serving([listener]):
+            assert await shown() == first
+            Path(key).write_text("half of it")
+            while "can't use the new certificate" not in caplog.text:
+                await asyncio.sleep(0.01)
+            assert await shown() == first
+            second = write_certificate(tmp_path, authority)
+            while await shown() != second:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())

@@ -46,6 +46,8 @@ class FakeHub(BaseHTTPRequestHandler):
     def _api(self, repository: str, rest: list[str], with_body: bool) -> None:
         if repository == "org/gated":
             self._send(403, b"{}", with_body, error="GatedRepo")
+        elif repository == "org/private":
+            self._send(401, b"{}", with_body, said="Invalid credentials in Authorization header")
         elif repository != "org/name":
             self._send(404, b"{}", with_body, error="RepoNotFound")
         elif rest[1:2] not in (["main"], [COMMIT]):
@@ -61,7 +63,9 @@ class FakeHub(BaseHTTPRequestHandler):
             info = {"id": repository, "sha": COMMIT, "siblings": siblings}
             self._send(200, json.dumps(info).encode(), with_body)
 
-    def _send(self, status: int, body: bytes, with_body: bool, *, error: str = "") -> None:
+    def _send(
+        self, status: int, body: bytes, with_body: bool, *, error: str = "", said: str = ""
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Type", "application/json")
@@ -69,6 +73,8 @@ class FakeHub(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", COMMIT)
         if error:
             self.send_header("X-Error-Code", error)
+        if said:
+            self.send_header("X-Error-Message", said)
         self.end_headers()
         if with_body:
             self.wfile.write(body)
@@ -194,6 +200,11 @@ def test_an_unknown_model_is_named(hub: Hub) -> None:
 def test_a_gated_model_wants_a_token(hub: Hub) -> None:
     with pytest.raises(BadInput, match=r"is gated: accept its terms .* HF_TOKEN"):
         resolve_source("hf://org/gated", hub=hub)
+
+
+def test_a_token_that_the_hub_refuses_is_told_in_one_line(hub: Hub) -> None:
+    with pytest.raises(BadInput, match=r"refuses the token in HF_TOKEN for 'hf://org/private'"):
+        resolve_source("hf://org/private", hub=hub)
 
 
 def test_the_environment_says_which_hub_and_whether(monkeypatch: pytest.MonkeyPatch) -> None:

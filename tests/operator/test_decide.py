@@ -140,6 +140,15 @@ def test_replicas_that_are_not_up_are_told(scene: Scene, replica: Make) -> None:
     assert told == "1 replicas load: fetching the model, 1.0 of 3.0 GiB"
 
 
+def test_the_bytes_of_a_small_model_are_told_in_a_unit_that_shows_them(
+    scene: Scene, replica: Make
+) -> None:
+    progress = {"phase": "fetching the model", "bytesDone": 3 * 2**20, "bytesTotal": 9_755_877}
+    scene.running(ready=0).told(replicas=[replica(state="loading", loading=progress)])
+    told = scene.message(Type.PROGRESSING)["message"]
+    assert told == "1 replicas load: fetching the model, 3.0 of 9.3 MiB"
+
+
 def test_zero_replicas_are_idle_and_only_autoscaling_holds_requests(scene: Scene) -> None:
     scene.spec(replicas=0).running(replicas=0).told().told()
     assert scene.condition(Type.READY) == ("True", "Idle")

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from sloserve.errors import BadInput, Failed
+from sloserve.metrics import OPERATOR, Kind
 from sloserve_operator import names
 from sloserve_operator.api import Key, Obj
 from sloserve_operator.cluster import ApiError, NotLeading
@@ -171,6 +172,13 @@ def test_services_are_counted_by_condition(manifest: Make) -> None:
     assert 'sloserve_operator_services{condition="SLOMet",status="False"} 2.0' in text
     assert 'sloserve_operator_replicas{state="desired"} 4.0' in text
     assert 'sloserve_operator_replicas{state="ready"} 2.0' in text
+
+
+def test_counters_are_there_before_the_first_of_anything() -> None:
+    text = Figures().text().decode()
+    for metric in OPERATOR:
+        assert metric.kind is not Kind.COUNTER or f"\n{metric.name}{{" in text
+    assert 'sloserve_operator_reconciles_total{result="failed"} 0.0' in text
 
 
 # The real client, against the HTTP it must speak.

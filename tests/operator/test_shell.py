@@ -168,6 +168,19 @@ def test_what_is_not_ours_is_not_kept() -> None:
     assert cache.known() == []
 
 
+def test_gateways_of_services_that_another_operator_looks_after_are_left_alone(
+    manifest: Make,
+) -> None:
+    cache = Cache()
+    cache.put(manifest())
+    for number, service in enumerate(("chat", "others")):
+        labels = names.labels(service, names.GATEWAY)
+        pod = child(number, uid=service, name=f"{service}-gateway", labels=labels)
+        cache.put(pod | {"kind": "Pod"})
+    assert [pod["metadata"]["uid"] for pod in cache.pods_of(names.GATEWAY)] == ["chat"]
+    assert cache.pods_of(names.REPLICA) == []
+
+
 # The Lease.
 
 

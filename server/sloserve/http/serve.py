@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ App = Callable[..., Any]
 
 EXIT_INTERRUPTED = 130
 DRAIN_POLL_S = 0.05
+CERTIFICATE_POLL_S = 1.0
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -107,6 +110,7 @@ async def serving(listeners: Sequence[Listener], *, grace_s: float = 5.0) -> Asy
     get `grace_s` seconds.
     """
     servers = [_Server(_config(listener, grace_s)) for listener in listeners]
+    renewals: list[asyncio.Task[None]] = []
     tasks = [
         asyncio.create_task(server.serve(sockets=[listener.sock]))
         for server, listener in zip(servers, listeners, strict=True)
@@ -117,8 +121,15 @@ async def serving(listeners: Sequence[Listener], *, grace_s: float = 5.0) -> Asy
                 if task.done():
                     raise Failed(f"the HTTP server did not start: {task.exception()}")
             await asyncio.sleep(0.005)
+        renewals = [
+            asyncio.create_task(_renew_certificate(server.config.ssl, listener))
+            for server, listener in zip(servers, listeners, strict=True)
+            if server.config.ssl is not None
+        ]
         yield Serving(servers)
     finally:
+        for renewal in renewals:
+            renewal.cancel()
         for server in servers:
             server.should_exit = True
         await asyncio.gather(*tasks)
@@ -139,6 +150,45 @@ def _config(listener: Listener, grace_s: float) -> uvicorn.Config:
         ssl_certfile=listener.tls_cert,
         ssl_keyfile=listener.tls_key,
     )
+
+
+async def _renew_certificate(context: ssl.SSLContext, listener: Listener) -> None:
+    """
+    New connections get the certificate that is in the files now, until cancelled.
+
+    Whoever renews it may write the two files one after the other: what does not fit yet is tried
+    again, and the certificate in force stays.
+    """
+    assert listener.tls_cert is not None
+    applied: tuple[object, ...] = _marks(listener)
+    told: tuple[object, ...] = ()
+    while True:
+        await asyncio.sleep(CERTIFICATE_POLL_S)
+        marks = _marks(listener)
+        if marks == applied:
+            continue
+        try:
+            context.load_cert_chain(listener.tls_cert, listener.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            if marks != told:
+                log.error("can't use the new certificate in %s: %s", listener.tls_cert, error)
+            told = marks
+        else:
+            log.info("the certificate in %s was renewed", listener.tls_cert)
+            applied = marks
+
+
+def _marks(listener: Listener) -> tuple[object, ...]:
+    """What changes when a certificate or its key is written; None for a file that is gone."""
+    marks: list[object] = []
+    for path in (listener.tls_cert, listener.tls_key):
+        try:
+            found = os.stat(path or "")
+        except OSError:
+            marks.append(None)
+        else:
+            marks.append((found.st_mtime_ns, found.st_ino, found.st_size))
+    return tuple(marks)
 
 
 class Stop:

@@ -162,7 +162,19 @@ def _explained(name: str, revision: str, hub: Hub) -> Iterator[None]:
             "Download it where there is a network, or point HF_ENDPOINT to a mirror, HF_HOME to a "
             "filled cache, or the source to a folder: file:///path/to/folder"
         ) from error
+    except hub_errors.HfHubHTTPError as error:
+        if error.response.status_code != 401:
+            raise _broke(shown, hub, error) from error
+        raise BadInput(
+            f"{hub.name} refuses the token in HF_TOKEN for '{shown}': give one that is valid there"
+        ) from error
     except hub_errors.HFValidationError as error:
         raise BadInput(f"'{shown}' is not a name that a hub can have: {error}") from error
     except Exception as error:  # the hub's HTTP libraries raise kinds of their own
-        raise Failed(f"downloading '{shown}' from {hub.name} failed: {error}") from error
+        raise _broke(shown, hub, error) from error
+
+
+def _broke(shown: str, hub: Hub, error: Exception) -> Failed:
+    """In one line: that is what a pod's last words are cut to."""
+    why = " ".join(str(error).split()) or type(error).__name__
+    return Failed(f"downloading '{shown}' from {hub.name} failed: {why}")

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -24,26 +25,30 @@ from sloserve_operator.operator import Operator, watch
 from sloserve_operator.settings import OperatorSettings
 
 CRD = Path(__file__).parents[3] / "crds" / "sloservices.sloserve.io.yaml"
+CRD_NAME = "crd/sloservices.sloserve.io"
 
 
 def run_kubectl(*words: str, given: str | None = None) -> str:
     """Run kubectl; its output."""
-    done = subprocess.run(
-        ["kubectl", *words], input=given, capture_output=True, text=True, check=False
-    )
+    program = os.environ.get("KUBECTL") or "kubectl"
+    done = subprocess.run([program, *words], input=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.fixture(scope="session")
-def crd() -> None:
-    """The CRD is there, and established; without a cluster the test is skipped."""
+@pytest.fixture(scope="module")
+def crd() -> Iterator[None]:
+    """The CRD is there while the module runs; without a cluster its tests are skipped."""
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("KUBECONFIG names no cluster to test against")
-    if not CRD.is_file():
-        pytest.skip(f"{CRD.name} is not in crds/")
+    if not shutil.which(os.environ.get("KUBECTL") or "kubectl"):
+        pytest.skip("kubectl is not installed: put it on PATH or name it in KUBECTL")
+    there = run_kubectl("get", CRD_NAME, "--ignore-not-found", "-o", "name")
     run_kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-    run_kubectl("wait", "--for=condition=Established", "crd/sloservices.sloserve.io")
+    run_kubectl("wait", "--for=condition=Established", CRD_NAME)
+    yield
+    if not there:
+        run_kubectl("delete", CRD_NAME)
 
 
 @pytest.fixture

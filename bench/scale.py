@@ -1,0 +1,375 @@
+"""
+The operator with many services on a real API server; no pod runs.
+
+    KUBECONFIG=... python -m bench.scale [--services 500] [--gateways 1000]
+
+Services have all their real children at `replicas: 0` and `gateway.replicas: 0`. The operator runs
+in this process, so that its processor time and memory are this process's; kubectl and the stub of
+a gateway are others. Gateways are Pod objects that no scheduler takes, with the stub's address.
+Everything is in namespaces of its own, which are deleted at the end; the CRD stays.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from sloserve_operator import names
+from sloserve_operator.api import CHILD_KINDS, LEASE, POD, SERVICE, Obj
+from sloserve_operator.kube import Kube
+from sloserve_operator.lease import Lease
+from sloserve_operator.operator import Operator, watch
+from sloserve_operator.settings import OperatorSettings
+
+CRD = Path(__file__).parents[1] / "crds" / "sloservices.sloserve.io.yaml"
+CHUNK = 100
+REST_S = 30.0
+POLL_S = 15.0
+POLLED_S = 60.0
+STANDBY_S = 8.0
+"""Until the second process has seen the Lease of the first."""
+
+
+def main() -> None:
+    """Measure, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--services", type=int, default=500)
+    parser.add_argument("--gateways", type=int, default=1000)
+    parser.add_argument("--stub", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.stub:
+        asyncio.run(serve_reports())
+        return
+    if not os.environ.get("KUBECONFIG"):
+        raise SystemExit("bench.scale needs a cluster with nothing to lose: set KUBECONFIG")
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
+    kubectl("wait", "--for=condition=Established", "crd/sloservices.sloserve.io")
+    namespace = f"scale-{uuid.uuid4().hex[:6]}"
+    kubectl("create", "namespace", namespace)
+    try:
+        rows = asyncio.run(measure(namespace, args.services, args.gateways))
+        rows += asyncio.run(hand_over(namespace))
+    finally:
+        kubectl("delete", "namespace", namespace, "--wait=false")
+    print("\n| what | bar | measured |\n| --- | --- | --- |")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+async def measure(namespace: str, num_services: int, num_gateways: int) -> list[tuple[str, ...]]:
+    """Cold, warm, at rest, resync, memory, polling."""
+    for start in range(0, num_services, CHUNK):
+        some = range(start, min(start + CHUNK, num_services))
+        apply(a_service(namespace, f"s{number}") for number in some)
+    rows = []
+    begun_s = time.monotonic()
+    async with operating(namespace) as run:
+        await run.until(run.converged, timeout_s=60 + num_services)
+        took_s, writes = time.monotonic() - begun_s, run.num_writes
+        rows.append(
+            (
+                "cold start",
+                "<= 20 ms x writes",
+                f"{took_s:.1f} s, {writes} writes, {took_s / writes * 1e3:.1f} ms each",
+            )
+        )
+        await run.until_still()
+    begun_s = time.monotonic()
+    async with operating(namespace) as run:
+        await run.until(run.converged, timeout_s=60)
+        await run.until_still()
+        took_s = time.monotonic() - begun_s - run.still_s
+        rows.append(("warm start", "<= 8 s, 0 writes", f"{took_s:.1f} s, {run.num_writes} writes"))
+
+        run.asked.clear()
+        begun_s = time.monotonic()
+        for key in run.operator.cache.known():
+            run.operator.queue.add(key)
+        await run.until_still(for_s=0.0)
+        took_s = time.monotonic() - begun_s
+        asked = sum(run.asked.values())
+        rows.append(("decide everything again", "<= 2 s, 0 requests", f"{took_s:.2f} s, {asked}"))
+        begun_s = time.monotonic()
+        await run.operator.resync()
+        await run.until_still(for_s=0.0)
+        took_s, lists = time.monotonic() - begun_s, run.asked["GET"]
+        rows.append(
+            (
+                "with lists of everything",
+                "",
+                f"{took_s:.2f} s, {lists} lists, {run.num_writes} writes",
+            )
+        )
+
+        run.asked.clear()
+        begun_s, cpu_s = time.monotonic(), time.process_time()
+        await asyncio.sleep(REST_S)
+        minutes = (time.monotonic() - begun_s) / 60
+        share = (time.process_time() - cpu_s) / (minutes * 60)
+        rows.append(
+            (
+                "at rest",
+                "<= 12 Lease writes/min, <= 20 reads/min, <= 1 % of a core",
+                f"{run.lease_writes / minutes:.0f}, {run.asked['GET'] / minutes:.0f}, "
+                f"{share:.1%}; {run.num_writes} other writes",
+            )
+        )
+    rows.append(await polled(namespace, num_services, num_gateways))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rows.append(("memory at most", "<= 300 MiB", f"{memory:.0f} MiB"))
+    return rows
+
+
+async def polled(namespace: str, num_services: int, num_gateways: int) -> tuple[str, ...]:
+    """Processor time of asking gateways whose counters move."""
+    for start in range(0, num_gateways, CHUNK):
+        some = range(start, min(start + CHUNK, num_gateways))
+        pods = [a_gateway(namespace, f"s{n % num_services}", n) for n in some]
+        apply(pods)
+        for pod in pods:
+            pod["status"] = {
+                "phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}],
+                "conditions": [{"type": "Ready", "status": "True"}],
+            }  # fmt: skip
+        apply(pods, "--subresource=status")
+    command = [sys.executable, "-m", "bench.scale", "--stub"]
+    stub = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert stub.stdout is not None
+        port = int(stub.stdout.readline())
+        async with operating(namespace, poll_s=POLL_S, port=port) as run:
+            await run.until(run.all_told, timeout_s=120)
+            cpu_s, before = time.process_time(), run.num_writes
+            await asyncio.sleep(POLLED_S)
+            share = (time.process_time() - cpu_s) / POLLED_S
+            writes = (run.num_writes - before) / POLLED_S
+            told = len(run.operator.poller._told)
+    finally:
+        stub.terminate()
+        stub.wait()
+    return (f"polling {told} gateways every {POLL_S:.0f} s, counters moving", "<= 10 % of a core",
+            f"{share:.1%}, {writes:.1f} writes/s")  # fmt: skip
+
+
+async def hand_over(namespace: str) -> list[tuple[str, ...]]:
+    """Seconds until another process holds the Lease, for both ways to end."""
+    kube = await Kube.connect(num_connections=2)
+    rows = []
+    for sign, bar in ((signal.SIGTERM, "about 1 s"), (signal.SIGKILL, "< 20 s")):
+        took_s = await time_hand_over(kube, namespace, sign)
+        rows.append((f"Lease hand-over on {sign.name}", bar, f"{took_s:.1f} s"))
+        kubectl("-n", namespace, "delete", "leases", "--all")
+    await kube.close()
+    return rows
+
+
+async def time_hand_over(kube: Kube, namespace: str, sign: signal.Signals) -> float:
+    """Two processes; the first gets the signal when the second stands by."""
+    command = [sys.executable, "-m", "sloserve_operator.cli", "--listen", "127.0.0.1:0"]
+    command += ["--namespace", namespace, "--watch-namespace", namespace, "--identity"]
+    processes = []
+    try:
+        for identity in ("first", "second"):
+            processes.append(subprocess.Popen([*command, identity], stderr=subprocess.DEVNULL))
+            if identity == "first":
+                await until(lambda: holds(kube, namespace, "first"), timeout_s=60)
+        await asyncio.sleep(STANDBY_S)
+        begun_s = time.monotonic()
+        processes[0].send_signal(sign)
+        await until(lambda: holds(kube, namespace, "second"), timeout_s=60)
+        return time.monotonic() - begun_s
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+async def holds(kube: Kube, namespace: str, identity: str) -> bool:
+    """Whether that process holds the Lease."""
+    found = await kube.get(LEASE, namespace, OperatorSettings().lease)
+    return str(((found or {}).get("spec") or {}).get("holderIdentity")).startswith(identity)
+
+
+class Running:
+    """An operator in this process, and what it asks of the API server."""
+
+    still_s = 1.0
+
+    def __init__(self, operator: Operator) -> None:
+        self.operator = operator
+        self.asked: Counter[str] = Counter()
+        self.num_writes = self.lease_writes = 0
+
+    def count(self, method: str, path: str) -> None:
+        """One request."""
+        self.asked[method] += 1
+        if "/leases" in path:
+            self.lease_writes += method != "GET"
+        elif method != "GET":
+            self.num_writes += 1
+
+    async def converged(self) -> bool:
+        """Every child there, every service Ready."""
+        cache = self.operator.cache
+        services = cache.of_kind(SERVICE.kind)
+        least = sum(not kind.optional for kind in CHILD_KINDS.values())
+        children = sum(len(cache.of_kind(kind)) for kind in CHILD_KINDS)
+        return bool(services) and children >= least * len(services) and all(map(is_ready, services))
+
+    async def all_told(self) -> bool:
+        """Every gateway has reported."""
+        told = self.operator.poller._told
+        pods = self.operator.cache.of_kind(POD.kind)
+        return len(told) == len(pods) > 0 and all(one.report is not None for one in told.values())
+
+    async def until(self, true: Callable[[], Awaitable[bool]], *, timeout_s: float) -> None:
+        """Wait for it."""
+        await until(true, timeout_s=timeout_s)
+
+    async def until_still(self, *, for_s: float | None = None) -> None:
+        """Wait until there is nothing to do, for a while."""
+        for_s = self.still_s if for_s is None else for_s
+
+        async def still() -> bool:
+            if not self.operator.queue.idle:
+                return False
+            await asyncio.sleep(for_s)
+            return bool(self.operator.queue.idle)
+
+        await until(still, timeout_s=300)
+
+
+@contextlib.asynccontextmanager
+async def operating(
+    namespace: str, *, poll_s: float = 10.0, port: int | None = None
+) -> AsyncIterator[Running]:
+    """An operator for this namespace while the block runs."""
+    settings = OperatorSettings(namespace=namespace, watched=(namespace,), poll_s=poll_s)
+    kube = await Kube.connect(num_connections=12)
+    lease = Lease(kube, namespace=namespace, name=settings.lease, identity=uuid.uuid4().hex)
+    operator = Operator(kube, lease=lease, settings=settings, end=lambda code: None)
+    run = Running(operator)
+    if port is not None:
+        operator.poller._port = port
+    plain = kube._ask
+
+    async def counted(method: str, path: str, **more: Any) -> Obj:
+        run.count(method, path)
+        return await plain(method, path, **more)
+
+    kube._ask = counted  # type: ignore[method-assign,assignment]
+    stop, ready = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(watch(operator, stop=stop, ready=ready))
+    try:
+        await asyncio.wait_for(ready.wait(), 120)
+        yield run
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 60)
+        await kube.close()
+
+
+async def serve_reports() -> None:
+    """A stub: every report has counters a little further than the one before."""
+    num_asked = 0
+
+    async def report(request: web.Request) -> web.Response:
+        nonlocal num_asked
+        num_asked += 1
+        tally = {"eligible": num_asked, "attained": num_asked - num_asked // 50}
+        chat = {"name": "chat", "sinceStart": tally, "last5m": tally, "pending": 0}
+        chat["lastMinute"] = {"arrived": 60, "promptTokens": 6000, "answered": 60,
+                              "outputTokens": 6000}  # fmt: skip
+        told = {"service": "s", "generation": 1, "draining": False, "inflight": 3, "pending": 0,
+                "classes": [chat], "replicas": []}  # fmt: skip
+        return web.json_response(told)
+
+    app = web.Application()
+    app.router.add_get("/report", report)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+
+async def until(true: Callable[[], Awaitable[bool]], *, timeout_s: float) -> None:
+    """Ask until it is true."""
+    async with asyncio.timeout(timeout_s):
+        while not await true():
+            await asyncio.sleep(0.05)
+
+
+def is_ready(service: Obj) -> bool:
+    """Whether its status says so."""
+    conditions = (service.get("status") or {}).get("conditions") or ()
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def a_service(namespace: str, name: str) -> Obj:
+    """One that runs no pod."""
+    classes = [{"name": "chat", "ttft": {"target": "1s"}, "tpot": "100ms"}]
+    return {
+        "apiVersion": "sloserve.io/v1alpha1",
+        "kind": "SLOService",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "model": {"source": "builtin://sim?profile=h200"},
+            "sloClasses": classes,
+            "replicas": 0,
+            "gateway": {"replicas": 0},
+        },
+    }
+
+
+def a_gateway(namespace: str, service: str, number: int) -> Obj:
+    """The Pod object of a gateway that no scheduler takes."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{service}-gateway-{number}",
+            "namespace": namespace,
+            "labels": names.labels(service, names.GATEWAY),
+        },
+        "spec": {
+            "schedulerName": "none",
+            "containers": [{"name": "gateway", "image": "localhost/none"}],
+        },
+    }
+
+
+def apply(objects: Any, *words: str) -> None:
+    """Apply objects at once."""
+    listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+    kubectl(
+        "apply", "--server-side", "--force-conflicts", *words, "-f", "-", text=json.dumps(listed)
+    )
+
+
+def kubectl(*words: str, text: str | None = None) -> str:
+    """Run kubectl; its output."""
+    done = subprocess.run(
+        ["kubectl", *words], input=text, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
