@@ -43,7 +43,8 @@ class Watch:
     def _read(self) -> list[Obj]:
         """The documents that are whole, one after the other in the file."""
         text = Path(self._file.name).read_text(encoding="utf-8")
-        decoder, at, found = json.JSONDecoder(), 0, []
+        decoder, at = json.JSONDecoder(), 0
+        found: list[Obj] = []
         while True:
             at += len(text[at:]) - len(text[at:].lstrip())
             try:
