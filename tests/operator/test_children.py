@@ -199,6 +199,16 @@ def test_replicas_are_started_as_the_command_line_wants_it(
     assert made["image"] == Images().engine_cpu
 
 
+def test_no_process_is_killed_for_a_slow_start_on_a_busy_node(
+    children: Callable[..., Children],
+) -> None:
+    for part in (names.REPLICA, names.GATEWAY):
+        made = main(children(), part)
+        probe = made["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] >= 120, part
+        assert "livenessProbe" in made, "which waits for the startup probe"
+
+
 def test_gateways_find_replicas_keys_and_certificate(children: Callable[..., Children]) -> None:
     made = children(gateway={"auth": {"secretName": "keys"}, "tls": {"secretName": "cert"}})
     args = " ".join(main(made, names.GATEWAY)["args"])

@@ -9,6 +9,8 @@ from sloserve_operator.children.workload import declared, digest, workload
 KEYS = "/etc/sloserve-keys"
 TLS = "/etc/sloserve-tls"
 PROGRESS_DEADLINE_S = 300
+STARTUP_PERIOD_S, STARTUP_TRIES = 2, 60
+"""A busy node takes its time to start a process; one that stands still is noticed later."""
 
 
 def gateway_deployment(subject: Subject) -> Obj:
@@ -57,6 +59,9 @@ def _template(subject: Subject) -> Obj:
         {"name": "http", "containerPort": names.GATEWAY_PORT, "protocol": "TCP"},
         {"name": "internal", "containerPort": names.INTERNAL_PORT, "protocol": "TCP"},
     ]
+    main["startupProbe"] = pod.probe(
+        "/health", "internal", period_s=STARTUP_PERIOD_S, failures=STARTUP_TRIES
+    )
     main["readinessProbe"] = pod.probe("/ready", "internal", period_s=2, failures=2)
     main["livenessProbe"] = pod.probe("/health", "internal", period_s=10, failures=3, timeout_s=5)
     return pod.template(subject, names.GATEWAY, main=main, volumes=volumes, pod=gateway.pod)
