@@ -234,6 +234,7 @@ def test_a_prompt_seen_before_costs_its_last_block_and_says_the_same(
     heard = service.run(first, again, salted)
     assert service.scheduler.blocks.num_hit_tokens == 64  # of 80: the last block is computed
     assert service.runner.num_computed_tokens == 83 + (16 + 3) + 83
+    assert service.num_cached == [0, 64, 0]
     expected = world.greedy(prompt, 4)
     for own in heard:
         assert num_ties(own, expected) == 0

@@ -147,7 +147,7 @@ def test_a_model_that_goes_wrong_only_at_far_positions_is_refused(
 def test_a_model_that_asks_for_something_unknown_is_refused_by_its_name(
     a_folder: Any, a_model_spec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = LlamaAttention.forward
+    plain: Any = LlamaAttention.forward
 
     def asking(self: LlamaAttention, *args: Any, **given: Any) -> Any:
         return plain(self, *args, **given, entmax_alpha=1.5)
