@@ -251,7 +251,7 @@ class Exchange:
         ticket = self.ticket
         ticket.num_deaths += not isinstance(error, aiohttp.ClientConnectorError)
         problem = str(error) or type(error).__name__
-        replica_died(self._hop, ticket, address=upstream.address, problem=problem)
+        replica_died(self._hop, ticket, upstream, problem=problem)
         if ticket.sent:
             await end_broken(self._core, ticket, self._send)
             return True
