@@ -50,19 +50,6 @@ class Kubectl:
             raise Refused(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip()
 
-    def plugin(self, *words: str) -> str:
-        """What a kubectl plugin of this Python's environment prints, asked about the namespace."""
-        folders = [str(Path(sys.executable).parent), str(Path(self.program).parent)]
-        path = os.pathsep.join([*folders, os.environ.get("PATH", "")])
-        command = [self.program, *words, "--namespace", self.namespace]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=60,
-            env={**os.environ, "PATH": path},
-        )  # fmt: skip
-        if done.returncode:
-            raise Refused(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
-        return done.stdout.strip()
-
     def apply(self, *objects: Obj) -> str:
         """Apply objects as a person does with a file."""
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
