@@ -2,17 +2,19 @@
 
 from datetime import UTC, datetime
 
-from e2e.harness.service import CHAT, Service
+from e2e.harness.service import Service
 from e2e.harness.traffic import Traffic
 
+CHAT = {"name": "chat", "ttft": {"target": "20s"}, "tpot": "2s", "objectivePercent": 95}
+"""Kept however busy the machine under the cluster is: here it is the telling that counts."""
 DREAM = {"name": "dream", "ttft": {"target": "1ms"}, "tpot": "1ms", "objectivePercent": 90}
 """Not even an idle H200 can keep this one."""
 
 
 def test_kept_promises_show_in_the_status_and_kubectl_can_wait_for_them(service: Service) -> None:
-    service.ready()
+    service.ready(sloClasses=[CHAT])
     assert service.condition("SLOMet")["reason"] == "NoTraffic"
-    with Traffic(service, rate=10, output_tokens=10) as traffic:
+    with Traffic(service, rate=10, output_tokens=10, classes=[CHAT]) as traffic:
         traffic.seconds(4)
     assert traffic.seen.attainment("chat") == 1.0
     service.wait("SLOMet", timeout_s=60)
