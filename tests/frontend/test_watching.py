@@ -7,10 +7,18 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sloserve.frontend.replica import Progress
+from sloserve.engine.sim import sim_facts
+from sloserve.engine.timeline import StepRecord, Timeline
+from sloserve.engine.tokenizer import ByteTokenizer
+from sloserve.frontend.figures import Figures
+from sloserve.frontend.replica import Progress, Replica, Served
 from sloserve.http import report
+from sloserve.http.exporter import Exporter
 from sloserve.metrics import REPLICA_EXPORTS
+from sloserve.perf import StepModel
 from sloserve.slo import SloClass, Stage, Ttft
+
+MODEL = StepModel(w=0.001, a0=1e-6, c1=0.0, a1=2e-6, b=1e-9, d=1e-9)
 
 
 def test_health_is_good_from_the_start(unready: Any) -> None:
@@ -146,20 +154,64 @@ def test_a_replica_that_loads_has_no_steps(unready: Any) -> None:
     }
 
 
+class Remembered:
+    """An engine that has taken the steps that a test says."""
+
+    def __init__(self) -> None:
+        self._timeline = Timeline()
+        self.steps_since = self._timeline.since
+
+    def set_classes(self, classes: Any, *, generation: int) -> None:
+        """None are reported on."""
+
+    def took(self, ratio: float, *, num_steps: int) -> None:
+        """Steps of so many times their predicted 10 ms."""
+        for _ in range(num_steps):
+            self._timeline.add(
+                StepRecord(
+                    number=self._timeline.num_steps + 1,
+                    planned_s=0.0,
+                    plan_s=0.0,
+                    predicted_s=0.010,
+                    actual_s=0.010 * ratio,
+                    period_s=0.010 * ratio,
+                    num_rows=1,
+                    num_decodes=1,
+                    num_prefill_tokens=0,
+                    num_best_effort_tokens=0,
+                    context=0,
+                    pairs=0.0,
+                    num_waiting=0,
+                    free_blocks=0,
+                )
+            )
+
+
 def test_a_step_model_that_is_off_is_a_metric_and_one_warning(
-    running: Any, caplog: pytest.LogCaptureFixture
+    spec: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert running.metric("sloserve_step_model_off") == 0
-    running.runner.step_s = 0.004  # predicted: about a millisecond
-    for _ in range(5):
-        running.post("/v1/completions", json={"prompt": "abc", "max_tokens": 50})
-    told = running.client.get("/debug/steps?last=0").json()["error"]
-    assert told["off"] is True
-    assert running.metric("sloserve_step_model_off") == 1
-    assert running.metric("sloserve_step_model_off") == 1
-    warnings = [r.getMessage() for r in caplog.records if "step model is off" in r.getMessage()]
-    assert len(warnings) == 1
-    assert f"{told['mean_ratio']:.2f}" in warnings[0]
+    replica, engine, exporter = Replica(spec, name="r0"), Remembered(), Exporter(REPLICA_EXPORTS)
+    figures = Figures(replica, exporter, emission_lag_s=lambda: 0.0)
+    replica.attach(Served(engine, ByteTokenizer(), sim_facts(), MODEL))  # type: ignore[arg-type]
+
+    def told() -> list[str]:
+        figures.pump()
+        found = [r.getMessage() for r in caplog.records if "step model" in r.getMessage()]
+        caplog.clear()
+        return [*found, f"{exporter.value('sloserve_step_model_off'):g}"]
+
+    caplog.set_level("INFO")
+    assert told() == ["0"]
+    engine.took(1.5, num_steps=199)
+    assert told() == ["0"]
+    engine.took(1.5, num_steps=1)
+    said = "the step model is off: measured over predicted is 1.50 over the last 200 steps"
+    assert told() == [said, "1"]
+    engine.took(1.5, num_steps=100)
+    assert told() == told() == ["1"]
+    engine.took(1.0, num_steps=400)
+    assert told()[0].startswith("the step model fits again: measured over predicted is 1.00")
+    assert told() == ["0"]
 
 
 def test_tokens_there_and_back(shared: Any) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 LEVEL = "document.getElementById('verdict')?.dataset.level"
 NAMES = "[...document.querySelectorAll('#{} {}')].map(e => e.innerText)"
 INK = """
-[...document.querySelectorAll('canvas')].some(canvas => {
+[...document.querySelectorAll('canvas')].filter(c => c.width && c.height).some(canvas => {
   const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
   return new Set(new Uint32Array(data.buffer)).size > 3;
 })
