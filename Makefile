@@ -28,7 +28,7 @@ BUILD      ?= $(BUILDER) build --tag $(1) --file $(2) --target $(3) $(BUILD_ARGS
 .PHONY: help setup up bench test e2e check format generate images clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## make .venv and install everything (TORCH=cuda for GPU builds)
 
