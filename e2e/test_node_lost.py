@@ -56,7 +56,8 @@ def test_only_streams_on_a_lost_node_fail_and_say_so(
         )
         traffic.more(4)
     for stream in long:
-        assert stream.wait().error, str(stream)
+        stream.wait()
+        assert stream.error, str(stream)
         assert stream.error["code"] == "ReplicaLost", str(stream)
         assert stream.finish_reason == "error", str(stream)
     for record in traffic.seen.records:

@@ -29,7 +29,8 @@ def test_streams_of_a_killed_replica_end_with_an_error_and_the_rest_goes_on(
         until(lambda: service.restarts("replica")[busiest] == 1, "the kubelet starts it again")
         until(lambda: busiest in service.ready_pods("replica"), "it is ready again")
         traffic.more(4)
-    assert long.wait().error, str(long)
+    long.wait()
+    assert long.error, str(long)
     assert long.error["code"] == "ReplicaLost", str(long)
     assert long.finish_reason == "error", str(long)
     for record in traffic.seen.records:
