@@ -21,18 +21,18 @@ def test_streams_of_a_killed_replica_end_with_an_error_and_the_rest_goes_on(
     at_rest = {name: capacity(seen) for name, seen in service.replicas_seen(gateway).items()}
     with Traffic(service, rate=1, output_tokens=60) as traffic:
         traffic.more(2)
-        long = [Stream(service.base_url, service.name, max_tokens=8000) for _ in range(2)]
-        busiest = until(lambda: busy(service, gateway), "streams run on a replica", pause_s=0.1)
+        long = Stream(service.base_url, service.name, max_tokens=8000)
+        busiest = long.replica
         before_s = traffic.now_s
         service.kill(busiest)
         after_s = traffic.now_s
         until(lambda: service.restarts("replica")[busiest] == 1, "the kubelet starts it again")
         until(lambda: busiest in service.ready_pods("replica"), "it is ready again")
         traffic.more(4)
-    for stream in long:
-        assert stream.wait().error, str(stream)
-        assert stream.error["code"] == "ReplicaLost", str(stream)
-        assert stream.finish_reason == "error", str(stream)
+    long.wait()
+    assert long.error, str(long)
+    assert long.error["code"] == "ReplicaLost", str(long)
+    assert long.finish_reason == "error", str(long)
     for record in traffic.seen.records:
         if record.ending is Ending.FINISHED:
             continue
@@ -49,12 +49,6 @@ def test_streams_of_a_killed_replica_end_with_an_error_and_the_rest_goes_on(
     )
     assert service.pod_names("replica") == pods
     assert service.status()["ready"] == "2/2"
-
-
-def busy(service: Service, gateway: str) -> str:
-    """The replica where most streams run; "" when nothing runs."""
-    loads = {n: int(r.get("running", 0)) for n, r in service.replicas_seen(gateway).items()}
-    return max((n for n in loads if loads[n] > 1), key=loads.__getitem__, default="")
 
 
 def capacity(seen: Obj) -> tuple[object, ...]:

@@ -22,6 +22,8 @@ class Stream:
         self, base_url: str, model: str, *, max_tokens: int, streamed: bool = True
     ) -> None:
         self.num_tokens = 0
+        self.replica = ""
+        """Who answers, once it has begun."""
         self.finish_reason: str | None = None
         self.error: dict[str, Any] | None = None
         self.failure = ""
@@ -62,6 +64,7 @@ class Stream:
     def _run(self) -> None:
         try:
             with httpx.stream("POST", self._url, json=self._body, timeout=180) as answer:
+                self.replica = answer.headers.get("x-slo-replica", "")
                 if answer.status_code == 200 and self._streamed:
                     for line in answer.iter_lines():
                         if line.startswith("data: {"):
