@@ -34,6 +34,9 @@ from sloserve_operator.lease import Lease
 from sloserve_operator.operator import Operator, watch
 from sloserve_operator.settings import OperatorSettings
 
+Row = tuple[str, ...]
+"""What was measured, its bar, the figure."""
+
 CRD = Path(__file__).parents[1] / "crds" / "sloservices.sloserve.io.yaml"
 CHUNK = 100
 REST_S = 30.0
@@ -69,12 +72,12 @@ def main() -> None:
         print("| " + " | ".join(row) + " |")
 
 
-async def measure(namespace: str, num_services: int, num_gateways: int) -> list[tuple[str, ...]]:
+async def measure(namespace: str, num_services: int, num_gateways: int) -> list[Row]:
     """Cold, warm, at rest, resync, memory, polling."""
     for start in range(0, num_services, CHUNK):
         some = range(start, min(start + CHUNK, num_services))
         apply(a_service(namespace, f"s{number}") for number in some)
-    rows = []
+    rows: list[Row] = []
     begun_s = time.monotonic()
     async with operating(namespace) as run:
         await run.until(run.converged, timeout_s=60 + num_services)
@@ -133,7 +136,7 @@ async def measure(namespace: str, num_services: int, num_gateways: int) -> list[
     return rows
 
 
-async def polled(namespace: str, num_services: int, num_gateways: int) -> tuple[str, ...]:
+async def polled(namespace: str, num_services: int, num_gateways: int) -> Row:
     """Processor time of asking gateways whose counters move."""
     for start in range(0, num_gateways, CHUNK):
         some = range(start, min(start + CHUNK, num_gateways))
@@ -164,10 +167,10 @@ async def polled(namespace: str, num_services: int, num_gateways: int) -> tuple[
             f"{share:.1%}, {writes:.1f} writes/s")  # fmt: skip
 
 
-async def hand_over(namespace: str) -> list[tuple[str, ...]]:
+async def hand_over(namespace: str) -> list[Row]:
     """Seconds until another process holds the Lease, for both ways to end."""
     kube = await Kube.connect(num_connections=2)
-    rows = []
+    rows: list[Row] = []
     for sign, bar in ((signal.SIGTERM, "about 1 s"), (signal.SIGKILL, "< 20 s")):
         took_s = await time_hand_over(kube, namespace, sign)
         rows.append((f"Lease hand-over on {sign.name}", bar, f"{took_s:.1f} s"))
@@ -270,7 +273,7 @@ async def operating(
         run.count(method, path)
         return await plain(method, path, **more)
 
-    kube._ask = counted  # type: ignore[method-assign,assignment]
+    kube._ask = counted  # type: ignore[method-assign]
     stop, ready = asyncio.Event(), asyncio.Event()
     task = asyncio.create_task(watch(operator, stop=stop, ready=ready))
     try:

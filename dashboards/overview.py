@@ -115,9 +115,9 @@ def overview() -> Dashboard:
             lines(
                 "Burn rate",
                 "How fast the budget is spent over three windows; 1 spends it exactly in a period.",
-                Query(_burn("5m"), "{{slo_class}} 5 min"),
-                Query(_burn("1h"), "{{slo_class}} 1 h"),
-                Query(_burn("6h"), "{{slo_class}} 6 h"),
+                Query(_burn("5m"), "{{service}} {{slo_class}} 5 min"),
+                Query(_burn("1h"), "{{service}} {{slo_class}} 1 h"),
+                Query(_burn("6h"), "{{service}} {{slo_class}} 6 h"),
                 unit="none",
                 marks=((1, "orange"),),
             )

@@ -10,6 +10,12 @@ def replicas() -> Dashboard:
     """One line per replica."""
     used = 'sloserve_kv_blocks{state="used"} / ignoring (state) '
     used += "(sum without (state) (sloserve_kv_blocks) > 0)"
+    by, by_state = "by (namespace, service, replica)", "by (namespace, service, replica, state)"
+    generation = (
+        "sloserve_config_generation * on (job, instance) group_left (state) "
+        "(sloserve_replica_state == 1)"
+    )
+    requests = "increase(sloserve_replica_requests_total[1h])"
     hits = f"rate(vllm:prefix_cache_hits_total[{RATE}])"
     looked_up = f"rate(vllm:prefix_cache_queries_total[{RATE}])"
     return (
@@ -89,30 +95,17 @@ def replicas() -> Dashboard:
                 "Who is there",
                 "State of each replica, the manifest's generation it serves, and the requests it "
                 "saw in the last hour.",
-                Column(
-                    "Generation",
-                    f"max by (service, replica) ({of_replicas('sloserve_config_generation')})",
-                    "none",
-                ),
-                Column(
-                    "In this state",
-                    "max by (service, replica, state) "
-                    f"({of_replicas('sloserve_replica_state == 1')})",
-                    "none",
-                ),
-                Column(
-                    "Requests, 1 h",
-                    "sum by (service, replica) "
-                    f"({of_replicas('increase(sloserve_replica_requests_total[1h])')})",
-                    "short",
-                ),
-                Column(
-                    "Devices",
-                    f"sum by (service, replica) ({of_replicas('sloserve_replica_devices')})",
-                    "none",
-                ),
-                labels={"service": "Service", "replica": "Replica", "state": "State"},
+                Column("Generation", f"max {by_state} ({of_replicas(generation)})", "none"),
+                Column("Requests, 1 h", f"sum {by} ({of_replicas(requests)})", "short"),
+                Column("Devices", f"sum {by} ({of_replicas('sloserve_replica_devices')})", "none"),
+                labels={
+                    "namespace": "Namespace",
+                    "service": "Service",
+                    "replica": "Replica",
+                    "state": "State",
+                },
                 sort="Replica",
+                descending=False,
                 span=12,
             )
         )

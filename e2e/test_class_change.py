@@ -12,7 +12,7 @@ SOON_S = 20
 def test_classes_come_change_and_go_without_a_restart(service: Service) -> None:
     service.ready(replicas=2, gateway={"replicas": 2})
     before = starts(service)
-    with Traffic(service, rate=3, output_tokens=150) as traffic:
+    with Traffic(service, rate=1, output_tokens=60) as traffic:
         traffic.more(3)
         refused = service.complete(headers={"x-slo-class": "code"})
         assert refused.status_code == 400, refused.text

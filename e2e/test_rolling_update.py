@@ -4,6 +4,7 @@ import re
 
 from e2e.harness.kubectl import Kubectl
 from e2e.harness.service import CHAT, Service
+from e2e.harness.stream import Stream
 from e2e.harness.traffic import Traffic
 from e2e.harness.waiting import until
 from e2e.harness.watching import Watch
@@ -17,7 +18,7 @@ def test_replicas_roll_and_the_promise_is_kept_meanwhile(
     before = service.pod_names("replica")
     with (
         Watch(kubectl, "deployment", f"{service.name}-replica") as watch,
-        Traffic(service, rate=3, output_tokens=150) as traffic,
+        Traffic(service, rate=2, output_tokens=60) as traffic,
     ):
         traffic.more(6)
         service.change(engine={"maxRunning": 64})
@@ -39,19 +40,20 @@ def test_replicas_roll_and_the_promise_is_kept_meanwhile(
 
 
 def test_gateways_roll_and_no_request_fails(service: Service, kubectl: Kubectl) -> None:
-    service.ready(replicas=1, gateway={"replicas": 2})
+    service.ready(replicas=1, gateway={"replicas": 2}, drain={"timeout": "3m"})
     before, replicas = service.pod_names("gateway"), service.pod_names("replica")
     with (
         Watch(kubectl, "deployment", f"{service.name}-gateway") as watch,
-        Traffic(service, rate=3, output_tokens=400) as traffic,
+        Traffic(service, rate=2, output_tokens=60) as traffic,
     ):
-        traffic.more(6)
+        long = [Stream(service.base_url, service.name, max_tokens=3000) for _ in range(4)]
         overlay = {"metadata": {"annotations": {"example.org/rolled": "once"}}}
         service.change(gateway={"podTemplate": overlay})
         until(lambda: not before & service.pod_names("gateway"), "no old gateway stays")
         service.wait_ready()
-        service.until_gone(before)
+        service.until_gone(before, timeout_s=240)
         traffic.more(6)
+    assert [str(s) for s in long if s.wait().finish_reason != "length"] == []
     assert traffic.seen.lost == []
     assert len(service.pod_names("gateway")) == 2
     assert service.pod_names("replica") == replicas, "replicas rolled with the gateways"

@@ -26,7 +26,7 @@ def test_replicas_come_when_promises_fail_and_go_when_traffic_ends(service: Serv
     service.ready(sloClasses=[STRICT], engine={"maxRunning": 1}, autoscaling=autoscaling)
     assert service.condition("Accepted")["reason"] == "ReplicasIgnored"
     assert service.condition("CapacityLimited")["reason"] == "Sufficient"
-    with Traffic(service, rate=4.5, classes=[STRICT]) as traffic:
+    with Traffic(service, rate=3.0, classes=[STRICT]) as traffic:
         told = service.until_condition("CapacityLimited", "True", "MaxReplicas")
         assert "autoscaling.maxReplicas is 2" in told["message"]
         limit = service.status()["bindingConstraint"]
@@ -34,8 +34,9 @@ def test_replicas_come_when_promises_fail_and_go_when_traffic_ends(service: Serv
         assert f"requests fail on {limit}" in told["message"]
         until(lambda: service.status()["readyReplicas"] == 2, "both replicas that may be are up")
         service.change(autoscaling={"maxReplicas": 4})
-        until(lambda: service.status()["readyReplicas"] == 4, "four replicas are up")
-        traffic.seconds(12)
+        # They are ready at once here; gateways see them when the cluster's DNS forgets.
+        until(lambda: len(traffic.answered) >= 3, "three replicas answer")
+        traffic.seconds(15)
     records = traffic.seen.records
     end_s = max(record.sent_s for record in records)
     assert kept([r for r in records if r.sent_s < 5]) < 0.9
@@ -58,6 +59,6 @@ def test_replicas_that_no_node_takes_are_told_and_the_old_ones_serve_on(
     assert f"Insufficient {GPU}" in told["message"]
     assert service.condition("Available")["reason"] == "Answering"
     assert service.complete().status_code == 200
-    service.change(engine={"resources": None})
+    service.change(engine={"resources": {"limits": None}})
     service.wait_ready()
     assert service.condition("CapacityLimited")["reason"] == "Sufficient"

@@ -17,6 +17,8 @@ CHAT: Obj = {
 }
 """A promise that a simulated replica keeps easily, on a busy machine too."""
 
+CPU: Obj = {"requests": {"cpu": "200m"}}
+"""A pod that asks for nothing gets next to nothing while others on its node start up."""
 OURS = "app.kubernetes.io/managed-by=sloserve-operator"
 CHILD_KINDS = (
     "deployments,services,configmaps,serviceaccounts,poddisruptionbudgets,networkpolicies,pods"
@@ -29,15 +31,16 @@ def manifest(name: str, **spec: Any) -> Obj:
         "model": {"source": "builtin://sim?profile=h200"},
         "sloClasses": [CHAT],
         "replicas": 1,
-        "gateway": {"replicas": 1, "service": {"type": "NodePort"}},
+        "engine": {"resources": CPU},
+        "gateway": {"replicas": 1, "service": {"type": "NodePort"}, "resources": CPU},
         "drain": {"timeout": "60s"},
     }
-    gateway = {**base["gateway"], **spec.pop("gateway", {})}
+    engine, gateway = ({**base[part], **spec.pop(part, {})} for part in ("engine", "gateway"))
     return {
         "apiVersion": "sloserve.io/v1alpha1",
         "kind": "SLOService",
         "metadata": {"name": name},
-        "spec": {**base, **spec, "gateway": gateway},
+        "spec": {**base, **spec, "engine": engine, "gateway": gateway},
     }
 
 

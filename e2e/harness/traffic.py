@@ -105,6 +105,8 @@ class Traffic:
         self._error: BaseException | None = None
         self._start_s = 0.0
         self.num_ended = 0
+        self.answered: Counter[str] = Counter()
+        """Requests that ended well so far, by replica."""
 
     def __enter__(self) -> "Traffic":
         self._thread.start()
@@ -164,3 +166,5 @@ class Traffic:
 
     def _ended(self, record: Record) -> None:
         self.num_ended += 1
+        if record.ending is Ending.FINISHED:
+            self.answered[record.replica] += 1

@@ -28,7 +28,7 @@ OWN = ("sloserve", "sloserve_operator")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _bound: contextvars.ContextVar[Mapping[str, object]] = contextvars.ContextVar(
-    "sloserve_log_fields", default=MappingProxyType({})
+    "log fields", default=MappingProxyType({})
 )
 
 

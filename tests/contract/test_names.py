@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.stock import sloth_queries, vllm_queries
 
 from sloserve.http.report import NAMES
-from sloserve.metrics import EXPORTED, GATEWAY_EXPORTS, REPLICA_EXPORTS
+from sloserve.metrics import EXPORTED, GATEWAY_EXPORTS, REPLICA_EXPORTS, VLLM
 
 NAME = re.compile(r"\b(?:sloserve_|vllm:|slo:)[a-z0-9_:]+\*?")
 LEGEND = re.compile(r"\{\{(\w+)\}\}")
@@ -51,6 +52,14 @@ def test_every_query_of_boards_and_rules_reads_what_there_is(
     assert len(boards(root)) == 7
     assert all_problems(root, reader, groups, rule_problems) == []
     assert len(reader.used) > 50
+
+
+def test_queries_of_boards_made_by_others_read_what_there_is(reader: Any) -> None:
+    exprs = [*vllm_queries("assistant"), *sloth_queries("assistant", "chat")]
+    assert [problem for expr in exprs for problem in reader.problems(expr)] == []
+    assert {metric.name for metric in VLLM} <= {
+        name.removesuffix("_bucket") for name in reader.used
+    }
 
 
 def test_a_renamed_metric_is_noticed(

@@ -69,30 +69,49 @@ class Held(Echo):
 
 
 class Watched:
-    """A policy that says so whenever it has planned."""
+    """A policy that says so when it has planned ahead."""
 
-    def __init__(self, policy: Any, planned: threading.Semaphore) -> None:
+    def __init__(self, policy: Any, planned: threading.Semaphore, *, ahead: bool = False) -> None:
         self.name = policy.name
         self.frontier = policy.frontier
         self._policy = policy
         self._planned = planned
+        self._ahead = ahead
 
     def plan(self, snapshot: Any) -> Any:
         plan = self._policy.plan(snapshot)
-        self._planned.release()
+        if self._ahead:
+            self._ahead = False
+            self._planned.release()
         return plan
 
     def fork(self) -> "Watched":
-        return Watched(self._policy.fork(), self._planned)
+        return Watched(self._policy.fork(), self._planned, ahead=True)
+
+
+class Patient(Echo):
+    """Ends no step before the one after it is planned as well (by a policy that is `Watched`)."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        super().__init__(facts)
+        self.planned = threading.Semaphore(0)
+
+    def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
+        assert self.planned.acquire(timeout=20)
+        while self.planned.acquire(blocking=False):  # planned again for who came
+            pass
+        return super().step(rows)
 
 
 class Lost:
     """A policy that plans the present, and can't look ahead."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Any, asked: threading.Semaphore) -> None:
         self.name, self.plan, self.frontier = policy.name, policy.plan, policy.frontier
+        self._asked = asked
 
     def fork(self) -> Any:
+        self._asked.release()
         raise RuntimeError("the planner lost its mind")
 
 
@@ -125,9 +144,11 @@ def test_the_answers_are_the_same_planned_ahead_or_not(
     serving: Any, an_ask: Any, facts: ModelFacts
 ) -> None:
     async def answers(overlap: bool) -> list[str]:
-        async with serving(Echo(facts), overlap=overlap) as client:
+        runner = Patient(facts) if overlap else Echo(facts)
+        async with serving(runner, overlap=overlap) as client:
+            if isinstance(runner, Patient):
+                client.scheduler.policy = Watched(client.scheduler.policy, runner.planned)
             given = await asyncio.gather(*(read(client, ask) for ask in asks(an_ask, 40)))
-            assert client.scheduler is not None
             client.scheduler.check_integrity()
             assert (client.scheduler.counters.num_foreseen > 0) == overlap
             return [text(events) for events in given]
@@ -152,21 +173,11 @@ def test_a_turn_planned_ahead_takes_no_plan_of_its_own(
 def test_planning_goes_on_while_a_step_is_in_flight(
     serving: Any, an_ask: Any, facts: ModelFacts
 ) -> None:
-    planned = threading.Semaphore(0)
-
-    class Patient(Echo):
-        """Ends no step before the next one is planned as well."""
-
-        def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
-            if len(rows[0].tokens) == rows[0].num_prompt:
-                assert planned.acquire(timeout=20)  # the plan of the first step itself
-            assert planned.acquire(timeout=20)
-            return super().step(rows)
+    runner = Patient(facts)
 
     async def main() -> None:
-        async with serving(Patient(facts), overlap=True) as client:
-            assert client.scheduler is not None
-            client.scheduler.policy = Watched(client.scheduler.policy, planned)
+        async with serving(runner, overlap=True) as client:
+            client.scheduler.policy = Watched(client.scheduler.policy, runner.planned)
             events = await read(client, an_ask(max_tokens=5, ignore_eos=True))
             assert len(events) == 6
             assert client.scheduler.counters.num_foreseen == 4
@@ -239,7 +250,6 @@ def test_a_step_that_breaks_beside_the_loop_ends_its_requests_only(
             assert "on fire" in events[-1].message
             events = await read(client, an_ask(max_tokens=5, ignore_eos=True))
             assert len(events) == 6
-            assert client.scheduler is not None
             client.scheduler.check_integrity()
 
     asyncio.run(main())
@@ -248,14 +258,18 @@ def test_a_step_that_breaks_beside_the_loop_ends_its_requests_only(
 def test_a_planner_that_breaks_beside_a_step_ends_every_request_and_the_loop_goes_on(
     serving: Any, an_ask: Any, facts: ModelFacts
 ) -> None:
+    runner = Held(facts)
+
     async def main() -> None:
-        async with serving(Echo(facts), overlap=True) as client:
+        async with serving(runner, overlap=True) as client:
             scheduler = client.scheduler
             policy = scheduler.policy
-            scheduler.policy = Lost(policy)
+            scheduler.policy = Lost(policy, runner.permits)
             events = await read(client, an_ask(max_tokens=5, ignore_eos=True))
             assert isinstance(events[-1], Broken)
             scheduler.policy = policy
+            for _ in range(5):
+                runner.permits.release()
             events = await read(client, an_ask(max_tokens=5, ignore_eos=True))
             assert len(events) == 6
             scheduler.check_integrity()
@@ -287,14 +301,15 @@ def test_stopping_waits_for_the_step_that_runs(
 def test_a_runner_says_whether_there_is_room_beside_its_steps(
     serving: Any, an_ask: Any, facts: ModelFacts
 ) -> None:
-    async def num_foreseen(steps_aside: bool) -> int:
-        runner = Echo(replace(facts, steps_aside=steps_aside))
+    async def num_foreseen(runner: Echo) -> int:
         async with serving(runner) as client:
+            if isinstance(runner, Patient):
+                client.scheduler.policy = Watched(client.scheduler.policy, runner.planned)
             await read(client, an_ask(max_tokens=9, ignore_eos=True))
             return int(client.scheduler.counters.num_foreseen)
 
-    assert asyncio.run(num_foreseen(False)) == 0
-    assert asyncio.run(num_foreseen(True)) > 0
+    assert asyncio.run(num_foreseen(Echo(facts))) == 0
+    assert asyncio.run(num_foreseen(Patient(replace(facts, steps_aside=True)))) == 8
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -311,7 +326,9 @@ def test_blocks_are_conserved_whatever_comes_while_steps_run(
                     return
 
     async def main() -> None:
-        async with serving(Echo(facts), overlap=True) as client:
+        runner = Patient(facts)
+        async with serving(runner, overlap=True) as client:
+            client.scheduler.policy = Watched(client.scheduler.policy, runner.planned)
             readers = []
             for ask in asks(an_ask, 60):
                 ask = replace(ask, last_hop=chance.random() < 0.7)

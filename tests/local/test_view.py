@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from sloserve.errors import Failed
-from sloserve.local.overview import parse_overview
+from sloserve.local.overview import parse_overview, with_names
 from sloserve.local.scene import Scene
 from sloserve.local.view import PlainView, print_overview, summary, tables
 
@@ -87,6 +87,16 @@ def test_an_overview_is_read_with_what_is_missing() -> None:
     assert (code.ttft, code.tpot, code.frontier) == ("1.5s", "50ms", None)
     assert overview.num_ready == 1
     assert overview.replicas[1].total_blocks == 0
+
+
+def test_a_silent_replica_has_its_name_and_loads_until_it_was_ready_once() -> None:
+    address = "127.0.0.1:5002"
+    overview, names = parse_overview(RAW), {address: "replica-1", "127.0.0.1:5001": "other"}
+    told, silent = with_names(overview, names, starting={address}).replicas
+    assert (told.name, told.state) == ("replica-0", "ready")
+    assert (silent.name, silent.state, silent.problem) == ("replica-1", "loading", "")
+    gone = with_names(overview, names, starting=()).replicas[1]
+    assert (gone.name, gone.state, gone.problem) == ("replica-1", "unknown", "can't connect")
 
 
 def test_an_empty_frontier_admits_nothing() -> None:

@@ -277,6 +277,7 @@ class Service:
             classes=[],
             max_model_len=runner.facts.max_model_len,
         )
+        self.num_cached: list[int] = []  # by talk, in order of arrival: what usage will tell
         self._tokens: dict[str, list[int]] = {}
         self._engine = Engine(
             self.scheduler, self.runner, ByteTokenizer(), clock=clock, emit=self._hear
@@ -325,6 +326,8 @@ class Service:
         for key, event in events:
             assert not isinstance(event, Broken), event
             if isinstance(event, Chunk):
+                if not self._tokens[key]:
+                    self.num_cached.append(event.num_cached)
                 self._tokens[key] += event.token_ids
 
 

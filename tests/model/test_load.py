@@ -125,10 +125,30 @@ def test_a_long_rope_is_cut_where_its_factors_change(a_folder: Any, a_model_spec
     assert runner.facts.max_model_len == 64
     with pytest.raises(BadInput, match="longrope"):
         load_runner(folder, model=a_model_spec(max_model_len=65), engine=ENGINE)
-    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+
+
+LONG_ROPES = [
+    {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0 + i for i in range(4)],
+        "original_max_position_embeddings": 64,
+    },
+    {"rope_type": "dynamic", "factor": 4.0},
+]
+
+
+@pytest.mark.parametrize("kind", LONG_ROPES, ids=lambda kind: kind["rope_type"])
+def test_a_rope_that_follows_the_longest_position_is_served_up_to_there_and_named_past_it(
+    kind: dict[str, Any],
+) -> None:
+    config = a_config(rope_parameters={"rope_theta": 10000.0, **kind}, max_position_embeddings=64)
+    plain = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    plain.train(False)
     shapes = [layer.shape for layer in attention_layers(plain, max_model_len=64)]
     expected = reference(plain, max_model_len=64)
-    with pytest.raises(Mismatch, match="longrope"):  # what the cut is there for
+    assert check(plain, shapes, expected, max_model_len=64) <= expected.tolerance
+    with pytest.raises(Mismatch, match=kind["rope_type"]):
         check(plain, shapes, expected, max_model_len=256)
 
 

@@ -103,6 +103,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma4-sizes-per-layer": (
+        "gemma4_text",
+        {
+            **WINDOW,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+    ),
     "phi": ("phi", {}),
     "phi3-partial-rotary": (
         "phi3",
@@ -113,6 +122,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox-sequential": ("gpt_neox", {"use_parallel_residual": False}),
     "gpt-bigcode": ("gpt_bigcode", {}),
     "olmo2": ("olmo2", GQA),
+    "olmo3": ("olmo3", {**WINDOW, "layer_types": ALTERNATING}),
     "smollm3-no-rope": ("smollm3", {**GQA, "no_rope_layer_interval": 2}),
     "granite": (
         "granite",
@@ -127,12 +137,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("cohere", {**GQA, "use_qk_norm": True, "logit_scale": 0.25}),
     "cohere2": ("cohere2", {**WINDOW, "layer_types": ALTERNATING}),
     "stablelm": ("stablelm", GQA),
+    "deepseek-v3-wide-keys": (
+        "deepseek_v3",
+        {
+            "q_lora_rank": 16,
+            "kv_lora_rank": 8,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 12,
+            "v_head_dim": 16,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+    ),
     "gpt-oss-sinks": (
         "gpt_oss",
         {**WINDOW, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
 }
-EXPERTS = ("mixtral", "qwen3-moe", "gpt-oss-sinks")
+EXPERTS = ("mixtral", "qwen3-moe", "gpt-oss-sinks", "deepseek-v3-wide-keys")
 MANDATORY = ("llama", "qwen2", "opt")
 
 
@@ -207,6 +234,7 @@ def test_a_prompt_seen_before_costs_its_last_block_and_says_the_same(
     heard = service.run(first, again, salted)
     assert service.scheduler.blocks.num_hit_tokens == 64  # of 80: the last block is computed
     assert service.runner.num_computed_tokens == 83 + (16 + 3) + 83
+    assert service.num_cached == [0, 64, 0]
     expected = world.greedy(prompt, 4)
     for own in heard:
         assert num_ties(own, expected) == 0

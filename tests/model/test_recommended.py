@@ -25,7 +25,8 @@ def a_network() -> Callable[..., LlamaForCausalLM]:
     )
 
     def with_recommendations(**given: Any) -> LlamaForCausalLM:
-        network.generation_config = GenerationConfig(**given)
+        build: Any = GenerationConfig
+        network.generation_config = build(**given)
         return network
 
     return with_recommendations

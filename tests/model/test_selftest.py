@@ -116,7 +116,7 @@ def test_a_window_past_the_tokens_of_the_test_is_told_in_keys(
     a_folder: Any, a_model_spec: Any, attend_otherwise: Callable[[Change], None]
 ) -> None:
     attend_otherwise(one_key_more)
-    with pytest.raises(Mismatch, match=r"window of 400, .* sees 16\.0 of 16 .* 15 are right"):
+    with pytest.raises(Mismatch, match=r"window of 400, .* sees 8\.0 of 16 .* 7 are right"):
         load_runner(a_folder(a_config(**LONG_WINDOW)), model=a_model_spec(), engine=ENGINE)
 
 
@@ -132,10 +132,22 @@ def test_a_request_that_looks_at_its_neighbours_is_refused(
         load_runner(a_folder(a_config("llama")), model=a_model_spec(), engine=ENGINE)
 
 
+def test_a_model_that_goes_wrong_only_at_far_positions_is_refused(
+    a_folder: Any, a_model_spec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scaled(*args: Any, **given: Any) -> tuple[Tensor, None]:
+        out, none = paged_attention(*args, **given)
+        return out * (1 + 0.1 * (given["position_ids"] > 400)[..., None, None]), none
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.NAME, scaled)
+    with pytest.raises(Mismatch, match="LlamaForCausalLM can't be served"):
+        load_runner(a_folder(a_config("llama")), model=a_model_spec(), engine=ENGINE)
+
+
 def test_a_model_that_asks_for_something_unknown_is_refused_by_its_name(
     a_folder: Any, a_model_spec: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = LlamaAttention.forward
+    plain: Any = LlamaAttention.forward
 
     def asking(self: LlamaAttention, *args: Any, **given: Any) -> Any:
         return plain(self, *args, **given, entmax_alpha=1.5)

@@ -163,6 +163,20 @@ def test_an_overlay_keeps_its_annotations_beside_the_hash(
     assert annotations[names.DECLARED] == live["metadata"]["annotations"][names.DECLARED]
 
 
+@pytest.mark.parametrize("part", [names.REPLICA, names.GATEWAY])
+def test_pods_spread_over_nodes_where_nodes_have_no_zone_too(
+    children: Callable[..., Children], part: str
+) -> None:
+    spec = template(children(), part)["spec"]
+    # The scheduler counts a node only if it has the labels of all constraints together.
+    (spread,) = spec["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    (wish,) = spec["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert wish["podAffinityTerm"]["topologyKey"] == "topology.kubernetes.io/zone"
+    for selected in (spread, wish["podAffinityTerm"]):
+        assert selected["labelSelector"]["matchLabels"] == names.selector("chat", part)
+
+
 def test_a_lost_node_costs_half_a_minute(children: Callable[..., Children]) -> None:
     tolerations = template(children(), names.REPLICA)["spec"]["tolerations"]
     assert {(t["key"], t["tolerationSeconds"]) for t in tolerations} == {

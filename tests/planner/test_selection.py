@@ -63,13 +63,6 @@ def test_a_heavy_weight_outlasts_a_light_one_of_equal_work() -> None:
     assert [c.id for c in chosen] == [2]
 
 
-def test_one_swap_takes_the_shorter_of_two_equals() -> None:
-    long, short = Item(1, 1.0, 0.9), Item(2, 1.05, 0.6)
-    chosen, refused = select([long], [short], in_turn, swap=True)
-    assert [c.id for c in chosen] == [2]
-    assert [c.id for c in refused] == [1]
-
-
 # --- the real feasibility -------------------------------------------------------------
 
 

@@ -82,7 +82,7 @@ def history(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(seed=st.integers(0, 10**6), num_blocks=st.sampled_from([60, 1000]))
 def test_a_foreseen_plan_is_the_one_that_would_have_been_made(

@@ -73,16 +73,26 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_other_noise(
     assert simulated(mix, replace(noisy, seed=1)).classes != first.classes
 
 
-@pytest.mark.parametrize("num_blocks", [8192, 1500])
+@pytest.mark.parametrize(("num_blocks", "overlap"), [(8192, False), (1500, False), (1500, True)])
 def test_with_an_exact_model_and_known_lengths_no_admitted_token_is_late(
-    mix: Trace, settings: SimSettings, simulated: Simulated, num_blocks: int
+    mix: Trace, settings: SimSettings, simulated: Simulated, num_blocks: int, overlap: bool
 ) -> None:
-    settings = replace(settings, num_blocks=num_blocks)
+    settings = replace(settings, num_blocks=num_blocks, overlap=overlap)
     assert settings.strict
     window = simulated(mix, settings)  # raises PromiseBroken otherwise
     row = window.all
     assert window.facts["strict"] is True
     assert row.attained == row.decisions.get("admitted", 0) + row.decisions.get("deferred", 0)
+
+
+def test_a_run_planned_ahead_is_the_same_every_time(
+    mix: Trace, settings: SimSettings, simulated: Simulated
+) -> None:
+    ahead = replace(settings, overlap=True, replicas=2)
+    load = mix.at_rate(40.0).window(0.0, 5.0)
+    first, second = simulated(load, ahead), simulated(load, ahead)
+    assert first.classes == second.classes
+    assert first.all.attained > 0
 
 
 class Overcommitted:

@@ -94,7 +94,7 @@ def test_the_parts_of_a_replicas_span_follow_each_other_on_the_engines_clock(cha
                 times(the_one(it.at_replicas.of(name))) for name in ("queue", "prefill", "decode")
             )
             begin, end = times(server)
-            event = the_one(list(server.events))  # type: ignore[arg-type]
+            (event,) = server.events
             assert event.name == "first token"
             assert queue[1] == prefill[0]
             assert prefill[1] == decode[0] == event.timestamp

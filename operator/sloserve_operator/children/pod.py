@@ -97,13 +97,13 @@ def template(
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
-                "topologyKey": key,
+                "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway",
                 "labelSelector": {"matchLabels": selector},
                 "matchLabelKeys": ["pod-template-hash"],
             }
-            for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
         ],
+        "affinity": {"podAntiAffinity": _apart_by_zone(selector)},
         "containers": [main],
         "volumes": [
             {"name": "config", "configMap": {"name": names.config(spec.name)}},
@@ -117,6 +117,19 @@ def template(
         body["imagePullSecrets"] = [{"name": name} for name in secrets]
     whole = {"metadata": {"labels": names.labels(spec.name, part)}, "spec": body}
     return lay_over(whole, pod.pod_template, selector=selector, field=f"spec.{where}.podTemplate")
+
+
+def _apart_by_zone(selector: Obj) -> Obj:
+    """
+    A wish for other zones. As a second spread constraint it would undo the first wherever nodes
+    have no zone: the scheduler leaves a node out of the count that lacks one of the labels.
+    """
+    term = {
+        "topologyKey": "topology.kubernetes.io/zone",
+        "labelSelector": {"matchLabels": selector},
+    }
+    wish = {"weight": 100, "podAffinityTerm": term}
+    return {"preferredDuringSchedulingIgnoredDuringExecution": [wish]}
 
 
 def image_of(image: ImageSpec, *, default: str, policy: str) -> tuple[str, str]:

@@ -1,10 +1,12 @@
 """The routes that watch a replica: health, readiness, metrics, the last steps. They only read."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from operator import attrgetter
 
 from fastapi import FastAPI, Query, Request, Response
 
 from sloserve.engine.step_error import step_error
+from sloserve.engine.timeline import StepRecord
 from sloserve.frontend.replica import Replica, Served
 from sloserve.http.answers import Json, encode
 from sloserve.http.errors import JSON
@@ -12,6 +14,9 @@ from sloserve.http.exporter import CONTENT_TYPE, Exporter
 
 DEFAULT_STEPS, MAX_STEPS = 256, 1024
 """What `/debug/steps` tells unasked, and at most: the engine remembers no more."""
+
+_FIELDS = tuple(field.name for field in fields(StepRecord))
+_values = attrgetter(*_FIELDS)
 
 
 def watching_routes(app: FastAPI, replica: Replica, exporter: Exporter) -> None:
@@ -53,11 +58,12 @@ def watching_routes(app: FastAPI, replica: Replica, exporter: Exporter) -> None:
 def _steps(served: Served | None, *, last: int, after: int) -> Json:
     records = served.engine.steps_since(0) if served is not None else []
     error, told = step_error(records), records[max(0, len(records) - last) :]
+    new = [record for record in told if record.number > after]
     return {
         "num_steps": records[-1].number if records else 0,
         "stalled": served is not None and served.engine.stalled(),
         "error": {**asdict(error), "off": error.off},
-        "steps": [asdict(record) for record in told if record.number > after],
+        "steps": [dict(zip(_FIELDS, _values(r), strict=True)) for r in new],  # asdict: 15x
     }
 
 

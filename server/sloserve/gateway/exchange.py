@@ -250,7 +250,7 @@ class Exchange:
         ticket = self.ticket
         ticket.num_deaths += not isinstance(error, aiohttp.ClientConnectorError)
         problem = str(error) or type(error).__name__
-        replica_died(self._hop, ticket, address=upstream.address, problem=problem)
+        replica_died(self._hop, ticket, upstream, problem=problem)
         if ticket.sent:
             text = f"replica {ticket.replica} was lost in the middle of this answer"
             await end_broken(

@@ -68,14 +68,15 @@ def another_is_asked(ticket: Ticket, *, reason: Reason, status: int) -> None:
     )
 
 
-def replica_died(hop: Span, ticket: Ticket, *, address: str, problem: str) -> None:
+def replica_died(hop: Span, ticket: Ticket, upstream: Upstream, *, problem: str) -> None:
     """It broke its answer, or never gave one."""
     hop.fail(problem)
     log.warning(
         "replica died, the stream is broken" if ticket.sent else "replica died",
         extra={
             "slo_class": ticket.offer.slo_class,
-            "replica": address,
+            "replica": upstream.replica,
+            "address": upstream.address,
             "error": problem,
             "hops": ticket.num_hops,
             "deaths": ticket.num_deaths,
@@ -104,7 +105,7 @@ def decided(ticket: Ticket, status: int, headers: Mapping[str, str]) -> None:
             "replica": ticket.replica,
             "hops": ticket.num_hops,
             "waited_s": ticket.waited_s or None,
-            "retry_after_s": headers.get("retry-after", ""),
+            "retry_after_s": _retry_after_s(headers),
             "status": status if status != 200 else None,
         },
     )
@@ -127,6 +128,11 @@ def ended(ticket: Ticket, outcome: str, judgement: Judgement) -> None:
         ticket.span.set(_attributes(ticket, outcome, judgement))
         if outcome == "failed" or ticket.status >= 500:
             ticket.span.fail(ticket.reason.value or outcome)
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    text = headers.get("retry-after-ms", "")
+    return int(text) / 1e3 if text.isdecimal() else None
 
 
 def _attributes(ticket: Ticket, outcome: str, judgement: Judgement) -> Attributes:

@@ -73,6 +73,10 @@ class Fleet:
         """`HOST:PORT` of a replica."""
         return f"{HOST}:{self._ports[name]}"
 
+    def names(self) -> dict[str, str]:
+        """The names of the replicas that have been started, by address."""
+        return {self.address(name): name for name in self.children if name in self._ports}
+
     def mark_ready(self, name: str) -> None:
         """The child has served: from now on its end is an accident, not a refusal."""
         self._was_ready.add(name)

@@ -7,7 +7,7 @@ import aiohttp
 
 from sloserve.errors import Failed
 from sloserve.local.counts import PATH, SLOT_S, parse_counts
-from sloserve.local.overview import Overview, fetch, parse_overview
+from sloserve.local.overview import Overview, fetch, parse_overview, with_names
 from sloserve.local.risk import find, follow
 from sloserve.local.scene import Scene
 from sloserve.local.steps import NUM_STEPS, StepLog
@@ -39,7 +39,8 @@ class Lookout:
         """Renew the scene; its overview, None when the gateway does not answer."""
         scene = self._scene
         try:
-            overview = parse_overview(await fetch(self._session, f"{self._internal_url}/report"))
+            raw = await fetch(self._session, f"{self._internal_url}/report")
+            overview = with_names(parse_overview(raw), scene.names, starting=scene.starting)
         except Failed:
             overview = None
         scene.overview, scene.latest = overview, overview or scene.latest

@@ -1,7 +1,7 @@
 """What a gateway tells about its service (`GET /v1/slo`), as values."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -112,6 +112,24 @@ def parse_overview(raw: Any) -> Overview:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Failed(f"this is not a sloserve gateway's overview: {error!r}") from None
+
+
+def with_names(
+    overview: Overview, names: Mapping[str, str], *, starting: Collection[str]
+) -> Overview:
+    """
+    The overview with silent replicas under the names (by address) that they were started with.
+
+    Those whose address is in `starting` have never been ready: their silence is loading.
+    """
+
+    def named(row: ReplicaRow) -> ReplicaRow:
+        if row.state != "unknown":
+            return row
+        row = replace(row, name=names.get(row.address, row.name))
+        return replace(row, state="loading", problem="") if row.address in starting else row
+
+    return replace(overview, replicas=tuple(named(row) for row in overview.replicas))
 
 
 def _slo_class(entry: Mapping[str, Any]) -> ClassRow:

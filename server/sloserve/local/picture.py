@@ -35,7 +35,7 @@ from typing import Any
 from sloserve import __version__
 from sloserve.local.counts import Delta
 from sloserve.local.overview import ClassRow, Overview, ReplicaRow
-from sloserve.local.risk import WINDOW_S
+from sloserve.local.risk import WINDOW_S, of_class
 from sloserve.local.scene import Scene
 from sloserve.local.steps import Step, StepLog
 
@@ -139,7 +139,7 @@ def _classes(scene: Scene, overview: Overview, now_s: float) -> list[Json]:
         {
             "name": row.name,
             "default": row.name == overview.default_class,
-            "state": _state(row, scene),
+            "state": _state(row, overview, scene),
             "ttft": row.ttft,
             "tpot": row.tpot,
             "ttftTargetMs": _ms(row.ttft_target_s),
@@ -162,8 +162,8 @@ def _classes(scene: Scene, overview: Overview, now_s: float) -> list[Json]:
     ]
 
 
-def _state(row: ClassRow, scene: Scene) -> str:
-    trouble = scene.troubles.get(f"class {row.name}")
+def _state(row: ClassRow, overview: Overview, scene: Scene) -> str:
+    trouble = of_class(row, overview, history=scene.history)
     if trouble is not None:
         return trouble.level.value
     return "kept" if row.num_recent else "idle"

@@ -1,5 +1,6 @@
 """Which promise is at risk, since when, and what binds. Pure: told anew at every look."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -98,14 +99,16 @@ def find(
     if not overview.num_ready:
         text = "Requests are held for a while, then refused with 503."
         found.append(Trouble("service", Level.BAD, "No replica is ready", text))
-    for row in overview.classes:
-        trouble = _of_class(row, history) or _closed(row, overview)
-        if trouble is not None:
-            found.append(trouble)
-    return found
+    of_classes = [of_class(row, overview, history=history) for row in overview.classes]
+    return [*found, *(trouble for trouble in of_classes if trouble is not None)]
 
 
-def _of_class(row: ClassRow, history: History) -> Trouble | None:
+def of_class(row: ClassRow, overview: Overview, *, history: History) -> Trouble | None:
+    """What is wrong with a class of the service; None: nothing."""
+    return _missed(row, history) or _closed(row, overview)
+
+
+def _missed(row: ClassRow, history: History) -> Trouble | None:
     if row.attainment is None or row.attainment >= row.objective:
         return None
     num_missed = row.num_recent - row.num_recent_kept
@@ -162,4 +165,5 @@ def _of_replicas(overview: Overview, steps: Mapping[str, StepLog]) -> Iterator[T
 
 
 def _percent(share: float) -> str:
-    return f"{share * 100:.1f}".removesuffix(".0") + " %"
+    """Never rounded up: 98.96 % is not 99 %."""
+    return f"{math.floor(share * 1000 + 1e-9) / 10:g} %"

@@ -32,6 +32,10 @@ class Scene:
     service: str = ""
     url: str = ""
     """Where clients send their requests, without a path."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Of the replicas that were started, by address."""
+    starting: set[str] = field(default_factory=set)
+    """Addresses of those that have never been ready."""
     progress: dict[str, str] = field(default_factory=dict)
     was_ready: bool = False
     """Whether a replica was ready at any time."""

@@ -193,6 +193,8 @@ class Up:
 
     async def _look(self, fleet: Fleet) -> None:
         """Ask the gateway how everybody feels, and those who load how far they are."""
+        names = self._scene.names = fleet.names()
+        self._scene.starting = {a for a, name in names.items() if not fleet.was_ready(name)}
         overview = await self._lookout.look(time.monotonic())
         if overview is None:
             self._scene.progress[GATEWAY] = "starting"

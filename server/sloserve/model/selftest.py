@@ -31,13 +31,14 @@ class Reference:
     """What the plain model says to random tokens."""
 
     tokens: list[int]
-    logits: Tensor  # (num_tokens, vocabulary) float32
+    logits: Tensor  # (num_tokens + 1, vocabulary) float32; last: the first token, alone, far off
     tolerance: float  # largest difference allowed in any logit
 
 
 def reference(model: PreTrainedModel, *, max_model_len: int) -> Reference:
     """
-    Logits of 300 random tokens by transformers' `eager` attention, without cache or batch.
+    Logits of 300 random tokens by transformers' `eager` attention, without cache or batch; and of
+    the first of them at the last position allowed, with nothing before it.
 
     Call it before the weights are repacked. In 16 bits the tolerance comes from a float32 pass
     over the same weights, widened in place and narrowed back: the memory of one more copy.
@@ -47,7 +48,8 @@ def reference(model: PreTrainedModel, *, max_model_len: int) -> Reference:
     generator = torch.Generator().manual_seed(20)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, num_tokens), generator=generator)
-    logits = _plain(model, ids)
+    last_position = max_model_len - 1
+    logits = _plain(model, ids, last_position=last_position)
     if not bool(torch.isfinite(logits).all()):
         raise Mismatch(f"{type(model).__name__}: the plain forward pass gives NaN or infinity")
     narrow = {p: p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
@@ -56,7 +58,7 @@ def reference(model: PreTrainedModel, *, max_model_len: int) -> Reference:
     else:
         for parameter in narrow:
             parameter.data = parameter.data.float()
-        exact = _plain(model, ids)
+        exact = _plain(model, ids, last_position=last_position)
         for parameter, dtype in narrow.items():
             parameter.data = parameter.data.to(dtype)
         tolerance = SIXTEEN_BIT_FACTOR * float((logits - exact).abs().max())
@@ -64,15 +66,18 @@ def reference(model: PreTrainedModel, *, max_model_len: int) -> Reference:
     return Reference(tokens=ids[0].tolist(), logits=logits, tolerance=tolerance)
 
 
-def _plain(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def _plain(model: PreTrainedModel, ids: Tensor, *, last_position: int) -> Tensor:
+    ids = ids.to(model.device)
+    far = torch.full_like(ids[:, :1], last_position)
     try:
         with torch.inference_mode():
-            out: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+            near: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+            alone: Tensor = model(input_ids=ids[:, :1], position_ids=far, use_cache=False).logits[0]
     except Exception as error:  # whatever a model does with these tokens
         raise Unsupported(
             f"{type(model).__name__}: a plain forward pass of {ids.shape[1]} tokens fails: {error}"
         ) from error
-    return out[0].float().cpu()
+    return torch.cat((near, alone)).float().cpu()
 
 
 def check(
@@ -105,7 +110,8 @@ def check(
     mine, theirs = blocks[:num_mine][::-1], blocks[num_mine:-1]
     ends = (num * 5 // 8, num - 1, num)
     their_ends = (num // 2, len(longer) - 1, len(longer))
-    parts: list[Tensor] = []
+    near: list[Tensor] = []
+    far: list[Tensor] = []
     begin = their_begin = 0
     for end, their_end in zip(ends, their_ends, strict=True):
         rows = [
@@ -113,9 +119,12 @@ def check(
             _row(tokens, begin, end, mine),
             _row(tokens, 0, 1, blocks[-1:]),
         ]
-        parts.append(_logits(model, cache, rows, of=1, last_position=max_model_len - 1))
+        logits = _logits(model, cache, rows, of=1, last_position=max_model_len - 1)
+        near.append(logits[:-1])
+        far.append(logits[-1:])
         begin, their_begin = end, their_end
-    worst = float((torch.cat(parts) - expected.logits).abs().max())
+    right = torch.cat((expected.logits, expected.logits[-1:].expand(len(far) - 1, -1)))
+    worst = float((torch.cat((*near, *far)) - right).abs().max())
     if not worst <= expected.tolerance:  # NaN fails too
         raise Mismatch(
             f"{type(model).__name__} can't be served: its logits in a mixed batch differ from "
@@ -142,16 +151,18 @@ def _logits(
     model: PreTrainedModel, cache: KvCache, rows: list[StepRow], *, of: int, last_position: int
 ) -> Tensor:
     """
-    All logits of row `of`, (count, vocabulary) float32.
+    All logits of row `of` and then those of the last row, (count + 1, vocabulary) float32.
 
     The last row, a single token without context, is moved to `last_position`; attention does not
-    look at positions, so nothing else changes and its own outcome is of no interest.
+    look at positions, so nothing else changes.
     """
     with torch.inference_mode():
         batch = build_batch(rows, block_size=cache.block_size, device=cache.device)
         batch.positions[0, batch.first[-1]] = last_position
         first = batch.first[of]
-        batch.keep = torch.arange(first, first + rows[of].count, device=cache.device)
+        batch.keep = torch.tensor(
+            [*range(first, first + rows[of].count), batch.first[-1]], device=cache.device
+        )
         try:
             return forward(model, batch, cache).float().cpu()
         except Exception as error:

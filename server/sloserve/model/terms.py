@@ -10,12 +10,10 @@ from sloserve.errors import BadInput
 WITHOUT_EFFECT = frozenset(
     {
         "cache_position",
-        "deterministic",
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
         "position_ids",
-        "return_dict",
         "use_cache",
     }
 )

@@ -16,9 +16,6 @@ when it is feasible, else the due time by which too much is asked for (inf: by n
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
-SWAP_CANDIDATES = 12
-"""Up to so many candidates a one-swap search follows."""
-
 
 class Candidate(Protocol):
     """What selection must know of one that waits."""
@@ -56,14 +53,11 @@ def select(
     selected: Sequence[C],
     arrivals: Iterable[C],
     too_much_by: Callable[[Sequence[C]], float | None],
-    *,
-    swap: bool = False,
 ) -> tuple[list[C], list[C]]:
     """
     (selected, refused) after `arrivals` asked to join. `selected` must have been accepted.
 
-    Takes one to two calls of `too_much_by` per arrival; with `swap` one more per pair of a refused
-    and a selected one, for at most SWAP_CANDIDATES of them.
+    Takes one to two calls of `too_much_by` per arrival.
     """
     chosen = list(selected)
     refused: list[C] = []
@@ -82,28 +76,4 @@ def select(
                 refused.append(victim)
                 continue
         refused.append(new)
-    if swap and refused and len(chosen) + len(refused) <= SWAP_CANDIDATES:
-        chosen, refused = _one_swap(chosen, refused, too_much_by)
-    return chosen, refused
-
-
-def _one_swap(
-    chosen: list[C], refused: list[C], too_much_by: Callable[[Sequence[C]], float | None]
-) -> tuple[list[C], list[C]]:
-    """Take a refused one for a selected one where that is worth more, or makes room."""
-    for new in sorted(refused, key=lambda c: -c.density):
-        if too_much_by([*chosen, new]) is None:  # an earlier swap made room
-            chosen = [*chosen, new]
-            refused = [c for c in refused if c is not new]
-            continue
-        for old in sorted(chosen, key=lambda c: c.density):
-            if old.firm or old.value > new.value:
-                continue
-            if old.value == new.value and old.density >= new.density:
-                continue
-            swapped = [c for c in chosen if c is not old] + [new]
-            if too_much_by(swapped) is None:
-                chosen = swapped
-                refused = [c for c in refused if c is not new] + [old]
-                break
     return chosen, refused

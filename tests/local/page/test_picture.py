@@ -147,6 +147,21 @@ def test_a_service_that_was_ready_and_is_gone_is_bad(
     assert (told["phase"], told["verdict"]["level"]) == ("serving", "bad")
 
 
+def test_a_class_that_missed_is_not_called_kept_while_all_drains(
+    scene: Any, class_row: Any
+) -> None:
+    world = scene(class_row("chat", judged=100, kept=50))
+    world.draining = True
+    told = picture(world, now_s=NOW_S, wall_s=WALL_S)
+    assert told["verdict"]["level"] == "busy"
+    assert told["classes"][0]["state"] == "bad"
+
+
+def test_a_share_is_never_rounded_up_to_the_objective(scene: Any, class_row: Any) -> None:
+    told = look(scene(class_row("chat", judged=10_000, kept=9899, objective=0.99)))
+    assert told["verdict"]["text"].startswith("98.9 % of the promised 99 %")
+
+
 def test_what_a_lost_gateway_told_last_stays_and_is_called_old(scene: Any) -> None:
     world = scene()
     assert look(world)["fresh"] is True

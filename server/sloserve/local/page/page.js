@@ -110,7 +110,7 @@ function verdict({ level, title, text: words, sinceMs }, service) {
   $("verdict").dataset.level = level;
   text($("verdict-title"), title);
   text($("verdict-text"), words);
-  text($("verdict-since"), sinceMs === null ? "" : `since ${clock(sinceMs)}\n${lasting(Date.now() - sinceMs)}`);
+  text($("verdict-since"), sinceMs === null ? "" : `since ${clock(sinceMs)}\nfor ${lasting(Date.now() - sinceMs)}`);
   document.title = service ? `${title} · ${service}` : title;
   icon(level);
 }
@@ -152,7 +152,7 @@ function latency({ parts }, { name, target, seen, limits, late }) {
   parts.bar.classList.toggle("none", !limits.length);
   if (seen) {
     const p95 = make("b", time(seen.p95), late ? "late" : "");
-    parts.seen.append("p50 ", make("b", time(seen.p50)), "  p95 ", p95);
+    parts.seen.append("p50 ", make("b", time(seen.p50)), " p95 ", p95);
   } else {
     parts.seen.append(make("span", "none seen", "quiet"));
   }
@@ -163,6 +163,7 @@ function latency({ parts }, { name, target, seen, limits, late }) {
   set(".p50", "--to", seen ? seen.p50 / scale : 0);
   set(".limit", "--at", limit / scale);
   parts.bar.classList.toggle("late", late);
+  parts.bar.classList.toggle("most", seen !== null && seen.p50 > limit);
   parts.bar.setAttribute("aria-label", seen
     ? `${name}: half within ${time(seen.p50)}, 95 % within ${time(seen.p95)}, target ${target}`
     : `${name}: none seen, target ${target}`);
