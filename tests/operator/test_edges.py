@@ -16,10 +16,11 @@ from sloserve_operator import names
 from sloserve_operator.api import Key, Obj
 from sloserve_operator.cluster import ApiError, NotLeading
 from sloserve_operator.figures import Figures
-from sloserve_operator.notices import WARNING, Notice
+from sloserve_operator.notices import NORMAL, WARNING, Notice
 from sloserve_operator.observed import Now
 from sloserve_operator.polling import Poller
 from sloserve_operator.posting import Poster
+from sloserve_operator.settings import OperatorSettings
 from sloserve_operator.web import parse_listen, serving
 
 Fake = Any
@@ -116,7 +117,7 @@ def test_the_same_event_is_counted_instead_of_repeated(
     async def story() -> None:
         poster = Poster(cluster, wrote=lambda verb: None)
         await poster.post(manifest(), [notice], moment(0))
-        await poster.post(manifest(), [notice], moment(5))  # too soon
+        await poster.post(manifest(), [notice], moment(4))  # too soon
         await poster.post(manifest(), [notice], moment(20))
         (event,) = cluster.all("Event")
         assert (event["count"], event["type"], event["reason"]) == (2, "Warning", "Missed")
@@ -124,6 +125,20 @@ def test_the_same_event_is_counted_instead_of_repeated(
         assert event["lastTimestamp"] > event["firstTimestamp"]
         cluster.fail = lambda verb, kind, name: ApiError(403, "no right")
         await poster.post(manifest(), [Notice(WARNING, "Other", "x")], moment(40))
+
+    asyncio.run(story())
+
+
+def test_news_of_two_looks_at_a_gateway_are_two_events(
+    cluster: Fake, manifest: Make, moment: Callable[[float], Now]
+) -> None:
+    async def story() -> None:
+        poster = Poster(cluster, wrote=lambda verb: None)
+        told = ["1 replicas load: starting", "1 replicas load: fetching the model"]
+        gap_s = 0.95 * OperatorSettings().poll_s  # a look can be a little early
+        for number, text in enumerate(told):
+            await poster.post(manifest(), [Notice(NORMAL, "Loading", text)], moment(gap_s * number))
+        assert [event["message"] for event in cluster.all("Event")] == told
 
     asyncio.run(story())
 
