@@ -9,19 +9,13 @@ from typing import Any
 
 import pytest
 
-from sloserve.slo import parse_service
 from sloserve_operator import names
 from sloserve_operator.api import CHILD_KINDS, POD, SERVICE, Kind, Obj, Ref
-from sloserve_operator.api import owner_reference as owner
-from sloserve_operator.api import ref_of
-from sloserve_operator.children import render
-from sloserve_operator.children.subject import Subject
 from sloserve_operator.cluster import ApiError, Listed
 from sloserve_operator.observed import Now
 from sloserve_operator.settings import OperatorSettings
 
 Path = tuple[Any, ...]
-OPTIONAL_KINDS = frozenset({"PodMonitor", "PrometheusRule"})
 ATOMIC = ("command", "args", "ingress", "egress", "drop", "accessModes", "policyTypes")
 LIST_KEYS = {
     "containers": "name",
@@ -474,23 +468,3 @@ def replica() -> Callable[..., Obj]:
 def shuffled() -> Callable[[int], random.Random]:
     """A random order that can be had again."""
     return random.Random
-
-
-@pytest.fixture
-def children(manifest: Callable[..., Obj]) -> Callable[..., dict[Ref, Obj]]:
-    """`children(engine={...})`: what is rendered for such a service, by kind and name."""
-
-    def make(
-        settings: OperatorSettings | None = None,
-        kinds: frozenset[str] = OPTIONAL_KINDS,
-        **spec: Any,
-    ) -> dict[Ref, Obj]:
-        service = manifest(**spec)
-        parsed = parse_service(service)
-        subject = Subject(
-            parsed, owner(service), settings or OperatorSettings(), parsed.replicas,
-            kinds=kinds,
-        )  # fmt: skip
-        return {ref_of(child): child for child in render(subject)}
-
-    return make
