@@ -51,7 +51,7 @@ bench: $(STAMP)  ## load the service that `make up` started (ARGS="--help")
 	@$(BIN)/sloserve bench $(ARGS)
 
 test: $(STAMP)  ## run the whole test suite (ARGS="-k planner")
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(STAMP)  ## formatting, lint, types, imports
 	$(BIN)/ruff format --check
