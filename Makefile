@@ -51,7 +51,7 @@ bench: $(STAMP)  ## load the service that `make up` started (ARGS="--help")
 	@$(BIN)/sloserve bench $(ARGS)
 
 test: $(STAMP)  ## run the whole test suite (ARGS="-k planner")
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 e2e: $(STAMP)  ## run the stories of e2e/ on KUBECONFIG's cluster, else on one made by kind
 ifeq ($(KUBECONFIG),)

@@ -275,6 +275,7 @@ def main() -> None:
     args = parser.parse_args()
     if program() is None:
         raise SystemExit(MISSING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no process, and none stopped
     with TemporaryDirectory() as name:
         folder = Path(name)
         try:

@@ -10,7 +10,7 @@ from bench.stock import sloth_queries, vllm_queries
 from sloserve.metrics import EXPORTED
 from sloserve.rules.boards import BOARDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prometheus")]
+pytestmark = pytest.mark.slow
 CHOSEN = {"service": ["demo"], "slo_class": ["chat", "hopeless"]}
 """Namespaces are those of a cluster: here no series has one."""
 

@@ -12,7 +12,7 @@ from bench.prometheus import Prometheus, running
 from sloserve.rules.burn import FAST_BURN
 from sloserve.rules.serving import STEP_MODEL_OFF
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prometheus")]
+pytestmark = pytest.mark.slow
 LONGEST_WINDOW_S = 90.0
 """Of a page, in a hurry: the second rung looks back 90 minutes."""
 
