@@ -8,7 +8,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
@@ -55,13 +56,28 @@ def a_spec(generation: int = 1) -> ServiceSpec:
     )
 
 
+class Counting(SimpleSpanProcessor):
+    """Knows how many spans have begun and not ended."""
+
+    num_open = 0
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        self.num_open += 1
+        super().on_start(span, parent_context)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        super().on_end(span)
+        self.num_open -= 1
+
+
 class Recorded:
     """A tracer, and the spans that it ended."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
+        self.counting = Counting(self._exporter)
         provider = TracerProvider(shutdown_on_exit=False)
-        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        provider.add_span_processor(self.counting)
         self.tracer: Tracer = OtelTracer(provider)
 
     @property
@@ -118,8 +134,14 @@ class Chain:
     async def all_told(self) -> None:
         """Until nothing is open any more, and every span has ended."""
         engines = [r.loaded.engine for r in self.replicas if r.loaded is not None]
-        await self.until(lambda: not self.core.open and not any(e.num_running for e in engines))
-        await asyncio.sleep(0.05)
+        recorded = (self.at_gateway, self.at_replicas)
+        await self.until(
+            lambda: (
+                not self.core.open
+                and not any(e.num_running for e in engines)
+                and not any(one.counting.num_open for one in recorded)
+            )
+        )
 
 
 @contextlib.asynccontextmanager

@@ -98,8 +98,30 @@ def test_the_parts_of_a_replicas_span_follow_each_other_on_the_engines_clock(cha
             assert event.name == "first token"
             assert queue[1] == prefill[0]
             assert prefill[1] == decode[0] == event.timestamp
-            assert begin - 1_000_000 <= queue[0] <= queue[1] <= prefill[1] < decode[1]
-            assert decode[1] <= end + 1_000_000  # wall and monotonic clock are read one by one
+            assert queue[0] < queue[1] <= prefill[1] < decode[1]
+            apart_ns = 1e9  # wall and monotonic clock are read one after the other
+            assert begin - apart_ns <= queue[0] < decode[1] <= end + apart_ns
+
+    asyncio.run(story())
+
+
+def test_a_request_that_gave_way_says_how_often(chain: Make) -> None:
+    async def story() -> None:
+        async with chain() as it:
+            scheduler = it.replicas[0].loaded.engine.scheduler
+            schedule = scheduler.schedule
+
+            def preempting(now_s: float) -> Any:
+                batch = schedule(now_s)
+                for row in batch.rows if batch is not None else ():
+                    row.request.num_preemptions = 2
+                return batch
+
+            scheduler.schedule = preempting
+            await it.ask(max_tokens=3)
+            await it.all_told()
+            server = the_one(it.at_replicas.of(SERVER, SpanKind.SERVER))
+            assert told(server)["sloserve.preemptions"] == 2
 
     asyncio.run(story())
 

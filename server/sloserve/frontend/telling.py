@@ -87,16 +87,16 @@ def ended(
 
 
 def _parts(span: Span, latencies: Latencies, begun_s: float) -> None:
-    decided_s = latencies.decided_s
+    tracks = [track for track in latencies.tracks if track.num_tokens]
+    first_s = min((track.first_s for track in tracks), default=float("inf"))
+    # The word of the decision may reach us after the engine's first token.
+    decided_s = min(latencies.decided_s, first_s)
     if decided_s > begun_s:
         span.part("queue", start_s=begun_s, end_s=decided_s)
-    tracks = [track for track in latencies.tracks if track.num_tokens]
     if tracks:
-        first_s = min(track.first_s for track in tracks)
-        last_s = max(track.last_s for track in tracks)
-        span.part("prefill", start_s=min(decided_s, first_s), end_s=first_s)
+        span.part("prefill", start_s=decided_s, end_s=first_s)
         span.event("first token", at_s=first_s)
-        span.part("decode", start_s=first_s, end_s=last_s)
+        span.part("decode", start_s=first_s, end_s=max(track.last_s for track in tracks))
 
 
 def _attributes(
