@@ -9,7 +9,6 @@ import pytest
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.xdist_group("cluster"),
     pytest.mark.skipif(
         not os.environ.get("KUBECONFIG"), reason="needs a Kubernetes cluster: set KUBECONFIG"
     ),

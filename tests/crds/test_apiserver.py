@@ -15,7 +15,6 @@ kubernetes = pytest.importorskip(
 )
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.xdist_group("cluster"),
     pytest.mark.skipif(
         not os.environ.get("KUBECONFIG"), reason="needs a Kubernetes cluster: set KUBECONFIG"
     ),

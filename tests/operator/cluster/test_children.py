@@ -20,7 +20,7 @@ Put = Callable[..., None]
 Kubectl = Callable[..., str]
 NUM_CHILDREN = 11
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.e2e
 
 
 def test_a_real_api_server_takes_every_child_as_it_is_written(

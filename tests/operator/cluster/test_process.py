@@ -16,7 +16,7 @@ Kubectl = Callable[..., str]
 Put = Callable[..., None]
 NUM_CHILDREN = 11
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.e2e
 
 
 class Processes:

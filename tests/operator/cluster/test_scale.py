@@ -22,7 +22,7 @@ Start = Callable[..., contextlib.AbstractAsyncContextManager[Running]]
 NUM_SERVICES = int(os.environ.get("SLOSERVE_SCALE", "20"))
 NUM_CHILDREN = 11
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.e2e
 
 
 def test_many_services_converge_and_then_nothing_is_written(
