@@ -34,6 +34,8 @@ class Api:
     def __init__(self, cluster: Fake) -> None:
         self.cluster = cluster
         self.watches: list[tuple[str, dict[str, str], asyncio.Queue[Obj]]] = []
+        self.told: list[tuple[str, Obj]] = []
+        """Every event with its plural: a watch begins behind the list that it follows."""
         self.writes: list[str] = []
         self.stop: Callable[[], Awaitable[None]]
         cluster.watchers.append(self._tell)
@@ -41,10 +43,11 @@ class Api:
         self.app.router.add_route("*", "/{path:.*}", self._answer)
 
     def _tell(self, kind: Kind, change: str, obj: Obj) -> None:
+        event = {"type": change, "object": obj}
+        self.told.append((kind.plural, event))
         for plural, wanted, queue in self.watches:
-            labels = obj["metadata"].get("labels") or {}
-            if plural == kind.plural and wanted.items() <= labels.items():
-                queue.put_nowait({"type": change, "object": obj})
+            if plural == kind.plural and _fits(event, wanted):
+                queue.put_nowait(event)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         parts = [p for p in request.path.split("/") if p]
@@ -116,6 +119,11 @@ class Api:
     async def _watch(self, request: web.Request, kind: Kind, wanted: str) -> web.StreamResponse:
         labels = dict(pair.split("=") for pair in wanted.split(",") if pair)
         queue: asyncio.Queue[Obj] = asyncio.Queue()
+        since = int(request.query["resourceVersion"])
+        for plural, event in self.told:
+            newer = int(event["object"]["metadata"]["resourceVersion"]) > since
+            if newer and plural == kind.plural and _fits(event, labels):
+                queue.put_nowait(event)
         entry = (kind.plural, labels, queue)
         self.watches.append(entry)
         response = web.StreamResponse()
@@ -128,6 +136,11 @@ class Api:
             return response
         finally:
             self.watches.remove(entry)
+
+
+def _fits(event: Obj, wanted: dict[str, str]) -> bool:
+    """Whether an event's object has these labels."""
+    return wanted.items() <= (event["object"]["metadata"].get("labels") or {}).items()
 
 
 @pytest.fixture
