@@ -38,7 +38,7 @@ def kubectl(find_program: Callable[[str], str]) -> Iterator[Tool]:
     run("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
     yield run
     run("delete", CRD, "--ignore-not-found")
-    run("delete", "namespace", NAMESPACE, "--wait=false")
+    run("delete", "namespace", NAMESPACE, "--timeout=120s")  # the next test takes the name
 
 
 @pytest.fixture
