@@ -14,6 +14,8 @@ TORCH_PIN    = $(shell grep -h '^torch==' constraints.txt)
 
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
+# Stories wait more than they compute; those that disturb a whole cluster come afterwards, alone.
+E2E_WORKERS ?= 3
 
 # Images: `make images BUILDER=podman`, `BUILDER="docker buildx" BUILD_ARGS="--platform linux/arm64 --push"`.
 # BUILD is the whole command, for builders with other flags: $(1) name, $(2) Dockerfile, $(3) stage.
@@ -61,7 +63,8 @@ e2e: $(STAMP)  ## run the stories of e2e/ on KUBECONFIG's cluster, else on one m
 ifeq ($(KUBECONFIG),)
 	e2e/on-kind
 else
-	$(BIN)/python -m pytest e2e --durations=0 $(ARGS)
+	$(BIN)/python -m pytest e2e -m "not alone" -n $(E2E_WORKERS) --durations=0 $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest e2e -m alone --durations=0 $(ARGS) || test $$? -eq 5
 endif
 
 check: $(STAMP)  ## formatting, lint, types, imports

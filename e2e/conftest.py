@@ -6,8 +6,9 @@ KUBECONFIG names the cluster; without it every story is skipped. Variables, all 
     HELM, KUBECTL    the programs
     E2E_TAG          tag of the images on the nodes (default: the chart's appVersion)
     E2E_NEXT_TAG     a second tag of the same images, for upgrades
-    E2E_RELEASE      name of the release (default sloserve); with another name its operator looks
-                     after the stories' services only, so that two runs can share a cluster
+    E2E_RELEASE      name of the release (default sloserve, or one for each worker of xdist); with
+                     another name its operator looks after the stories' services only, so that
+                     several runs can share a cluster
     E2E_KEEP         not empty: use the release that is there, and leave it
     E2E_LOSE_NODE    command that cuts a node off, given its name; with --back it returns it
     E2E_OPTIONAL_KINDS  folder with CRDs of the Prometheus operator; the story of alerts applies
@@ -34,6 +35,7 @@ from e2e.harness.waiting import until
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "sloserve"
 CRD = "crd/sloservices.sloserve.io"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 OUTCOMES = pytest.StashKey[dict[str, bool]]()
 TIMES: dict[str, tuple[str, float]] = {}
 NOTES: list[str] = []
@@ -43,7 +45,11 @@ NOTES: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record", metavar="FILE", help="write a table of stories and times there")
+    parser.addoption(
+        "--record",
+        metavar="FILE",
+        help="write a table of stories and times there, each worker its own",
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,7 +88,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     total_s = sum(seconds for _, seconds in TIMES.values())
     lines.append(f"| all | {len(TIMES)} tests | | {total_s:.0f} |")
     lines += [f"\n{note}" for note in NOTES]
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    file = Path(path).with_suffix(f".{WORKER}.md") if WORKER else Path(path)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 # --- the cluster ---------------------------------------------------------------------------------
@@ -198,7 +205,7 @@ class Release:
 @pytest.fixture(scope="session")
 def release(cluster: Kubectl) -> Iterator[Release]:
     """The chart, installed as the README says, with every namespace restricted."""
-    name = os.environ.get("E2E_RELEASE") or "sloserve"
+    name = os.environ.get("E2E_RELEASE") or (f"e2e-{WORKER}" if WORKER else "sloserve")
     namespace = "sloserve-system" if name == "sloserve" else f"sloserve-{name}"
     version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
     tag = os.environ.get("E2E_TAG") or version

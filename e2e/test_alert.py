@@ -22,6 +22,8 @@ from e2e.harness.service import CHAT, Service
 from e2e.harness.traffic import Traffic
 from e2e.harness.waiting import until
 
+pytestmark = pytest.mark.alone
+
 if TYPE_CHECKING:
     from e2e.conftest import Release
 

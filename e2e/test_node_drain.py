@@ -8,6 +8,8 @@ from e2e.harness.traffic import Traffic
 from e2e.harness.waiting import until
 from e2e.harness.watching import Watch
 
+pytestmark = pytest.mark.alone
+
 PARTS = ("replica", "gateway")
 
 

@@ -9,6 +9,7 @@ stops using the lost replica, and what ran there ends with an error that says so
 
 from typing import Any
 
+import pytest
 from e2e.harness.forward import forward
 from e2e.harness.kubectl import Kubectl, Obj
 from e2e.harness.service import Service
@@ -17,6 +18,8 @@ from e2e.harness.traffic import Traffic
 from e2e.harness.waiting import until
 
 from sloserve.load import Ending
+
+pytestmark = pytest.mark.alone
 
 PARTS = ("replica", "gateway")
 UNUSED_S = 1.5
