@@ -218,7 +218,7 @@ def release(cluster: Kubectl) -> Iterator[Release]:
     cluster("wait", "--for=condition=Established", CRD, "--timeout=60s")
     yield made
     if not keep:
-        cluster("delete", "slosvc", "--all", "--all-namespaces", *selecting(made))
+        cluster("delete", "slosvc", "--all-namespaces", *selecting(made))
         made.helm("uninstall", name, "--wait")
         if name == "sloserve":
             cluster("delete", CRD)
@@ -243,7 +243,7 @@ def kill(cluster: Kubectl, release: Release) -> Iterator[Killer]:
 
 def selecting(release: Release) -> list[str]:
     """Words for kubectl that select the services of this run."""
-    return ["--selector", release.selector] if release.selector else []
+    return ["--selector", release.selector] if release.selector else ["--all"]
 
 
 # --- a story's own -------------------------------------------------------------------------------
