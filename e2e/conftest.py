@@ -16,6 +16,7 @@ KUBECONFIG names the cluster; without it every story is skipped. Variables, all 
     PROMETHEUS       the program, for that story
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -218,7 +219,7 @@ def release(cluster: Kubectl) -> Iterator[Release]:
     cluster("wait", "--for=condition=Established", CRD, "--timeout=60s")
     yield made
     if not keep:
-        cluster("delete", "slosvc", "--all-namespaces", *selecting(made))
+        delete_services(made)
         made.helm("uninstall", name, "--wait")
         if name == "sloserve":
             cluster("delete", CRD)
@@ -241,9 +242,15 @@ def kill(cluster: Kubectl, release: Release) -> Iterator[Killer]:
     cluster("delete", "namespace", namespace, "--wait=false")
 
 
-def selecting(release: Release) -> list[str]:
-    """Words for kubectl that select the services of this run."""
-    return ["--selector", release.selector] if release.selector else ["--all"]
+def delete_services(release: Release) -> None:
+    """Delete every service that the release looks after."""
+    words = ["--selector", release.selector] if release.selector else []
+    told = release.kubectl("get", "slosvc", "--all-namespaces", "-o", "json", *words)
+    for found in json.loads(told)["items"]:
+        metadata = found["metadata"]
+        release.kubectl.within(metadata["namespace"])(
+            "delete", "slosvc", metadata["name"], "--ignore-not-found"
+        )
 
 
 # --- a story's own -------------------------------------------------------------------------------
