@@ -394,6 +394,18 @@ def test_the_report_says_how_the_replica_feels(serving: Any, an_ask: Any) -> Non
     asyncio.run(main())
 
 
+def test_whoever_is_ready_has_a_frontier_for_every_class(serving: Any) -> None:
+    """Without one, gateways would take it for a replica that fits nothing."""
+
+    async def main() -> None:
+        async with serving() as client:
+            report = client.report()
+            assert report.state == "ready"
+            assert set(report.frontier) == set(client.scheduler.classes) != set()
+
+    asyncio.run(main())
+
+
 def test_classes_change_while_it_runs(serving: Any) -> None:
     async def main() -> None:
         async with serving() as client:

@@ -75,8 +75,16 @@ class Reporter:
             config_generation=config_generation,
         )
 
-    def start(self) -> None:
-        """Start the helper."""
+    def start(self, now_s: float) -> None:
+        """
+        Make the first report, then start the helper. Nobody may see a replica that is ready and
+        has no frontier: gateways would take it for one that fits nothing.
+        """
+        self.offer(now_s, idle=True)
+        if self._busy:
+            job = self._jobs.get()
+            assert job is not None
+            self._make(job)
         self._thread.start()
 
     def stop(self) -> None:
@@ -136,13 +144,16 @@ class Reporter:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            started_s = time.thread_time()
-            try:
-                self.report = self._renewed(job)
-            except Exception:
-                log.exception("a report failed; the last one stands")
-            self._cost_s = time.thread_time() - started_s
-            self._busy = False
+            self._make(job)
+
+    def _make(self, job: _Job) -> None:
+        started_s = time.thread_time()
+        try:
+            self.report = self._renewed(job)
+        except Exception:
+            log.exception("a report failed; the last one stands")
+        self._cost_s = time.thread_time() - started_s
+        self._busy = False
 
     def _renewed(self, job: _Job) -> Report:
         old, snapshot = self.report, job.snapshot

@@ -86,8 +86,8 @@ class EngineThread:
     def start(self) -> None:
         """Start the thread. Lowers the interpreter's switch interval for the whole process."""
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
+        self.reporter.start(self.engine.clock.now_s())
         self._thread.start()
-        self.reporter.start()
 
     def put(self, command: Command) -> None:
         """Hand a command to the loop; it is read before the next step is begun."""
