@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from sloserve.engine.client import EngineClient
 from sloserve.engine.events import Broken, Chunk, Decided, Event, Generate
+from sloserve.engine.reporter import Reporter
 from sloserve.errors import BadInput, Failed, Reason, Unavailable
 from sloserve.slo import Decision, OnInfeasible, SloClass, Stage, Ttft
 
@@ -394,8 +396,17 @@ def test_the_report_says_how_the_replica_feels(serving: Any, an_ask: Any) -> Non
     asyncio.run(main())
 
 
-def test_whoever_is_ready_has_a_frontier_for_every_class(serving: Any) -> None:
+def test_whoever_is_ready_has_a_frontier_for_every_class(
+    serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without one, gateways would take it for a replica that fits nothing."""
+    renewed = Reporter._renewed
+
+    def late(self: Reporter, job: Any) -> Any:
+        time.sleep(0.1)  # on a busy machine
+        return renewed(self, job)
+
+    monkeypatch.setattr(Reporter, "_renewed", late)
 
     async def main() -> None:
         async with serving() as client:
