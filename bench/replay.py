@@ -167,11 +167,17 @@ def _simulate_all(args: argparse.Namespace, console: Console, tasks: Sequence[Ta
     folder: Path = args.results
     paths = [folder / f"{task.name}.json" for task in tasks]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    samples = [Sample(*row) for result in results for row in result["steps"]]
+    spells = [[Sample(*row) for row in result["steps"]] for result in results]
     way_s = load_host(folder / HOST).way_in_s * 2
     profile_path, host_path = folder / SERVED_PROFILE, folder / SERVED_HOST
-    quick = folder / QUICK_PROFILE
-    write_fit(samples, [way_s], quick=quick, profile_path=profile_path, host_path=host_path)
+    write_fit(
+        [sample for spell in spells for sample in spell],
+        spells,
+        [way_s],
+        quick=folder / QUICK_PROFILE,
+        profile_path=profile_path,
+        host_path=host_path,
+    )
     profile, host = load_profile(profile_path), load_host(host_path)
     with ProcessPoolExecutor() as pool, _progress(console) as progress:
         bar = progress.add_task("simulating", total=len(tasks))

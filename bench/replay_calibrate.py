@@ -33,7 +33,10 @@ RATE_SHARE = 0.35
 """Of the trace's own rate: busy, but not only long queues."""
 MAX_SAMPLES = 1500
 STRAGGLER = 1.3
-"""A step that takes so many times its prediction is a straggler, not noise."""
+"""A step that takes so many times what its spell's steps take is a straggler, not noise."""
+SPELL_STEPS = 500
+MIN_SPELL = 50
+"""The mean of fewer steps says little of the spell they are from."""
 NUM_IDLE = 20
 LOOK_S = 4.0
 
@@ -45,9 +48,12 @@ class Host:
     plan_s: float = 0.0  # in the step times already
     way_in_s: float = 0.002
     way_out_s: float = 0.002
+    bias: float = 0.0  # of steps that are no stragglers
     noise: float = 0.03
     stragglers: float = 0.01
     straggler_factor: float = 1.5
+    drift: float = 0.0
+    drift_s: float = 10.0  # assumed: spells last seconds
 
 
 def load_host(path: Path) -> Host:
@@ -62,27 +68,37 @@ async def calibrate(
     manifest: Path, *, quick: Path, profile_path: Path, host_path: Path, threads: int, log: Path
 ) -> None:
     """Serve under several policies with the `quick` profile, fit, and write profile and host."""
-    steps: list[dict[str, Any]] = []
+    spells: list[list[Sample]] = []
     ways_s: list[float] = []
     for policy in POLICIES:
         async with serving(
             manifest, policy=policy, profile=quick, threads=threads, log=log
         ) as service:
             ways_s += await _ways_s(service, manifest)
-            steps += await _steps_under_load(service, manifest)
-    samples = thinned([s for step in steps if (s := sample_of_step(step)) is not None])
-    write_fit(samples, ways_s, quick=quick, profile_path=profile_path, host_path=host_path)
+            steps = await _steps_under_load(service, manifest)
+        samples = [s for step in steps if (s := sample_of_step(step)) is not None]
+        spells += [
+            samples[start : start + SPELL_STEPS] for start in range(0, len(samples), SPELL_STEPS)
+        ]
+    samples = thinned([s for spell in spells for s in spell])
+    write_fit(samples, spells, ways_s, quick=quick, profile_path=profile_path, host_path=host_path)
 
 
 def write_fit(
     samples: Sequence[Sample],
+    spells: Sequence[Sequence[Sample]],
     ways_s: Sequence[float],
     *,
     quick: Path,
     profile_path: Path,
     host_path: Path,
 ) -> None:
-    """Fit step times and noise to `samples`; profile and host in files. `quick` names the model."""
+    """
+    Fit step times to `samples`, noise to `spells`; profile and host in files.
+
+    Each spell holds samples of some seconds of steps, so that what changes slowly can be told from
+    what changes with every step. `quick` is the profile that names the model.
+    """
     found = fit(samples, max_mape=math.inf, max_p95=math.inf)
     before = evaluate(load_profile(quick).step, samples)
     old = load_profile(quick)
@@ -104,8 +120,11 @@ def write_fit(
         profile_path,
     )
     ratios = [
-        s.time_s / found.model.step_s(s.num_tokens, context=s.context, pairs=s.pairs)
-        for s in samples
+        [
+            s.time_s / found.model.step_s(s.num_tokens, context=s.context, pairs=s.pairs)
+            for s in spell
+        ]
+        for spell in spells
     ]
     way_s = statistics.median(ways_s) if ways_s else 0.004
     host = replace(noise_of(ratios), way_in_s=way_s / 2, way_out_s=way_s / 2)
@@ -144,14 +163,31 @@ def thinned(samples: Sequence[Sample], *, most: int = MAX_SAMPLES) -> list[Sampl
     return [s for own in kinds.values() for s in dice.sample(own, min(share, len(own)))]
 
 
-def noise_of(ratios: Sequence[float]) -> Host:
-    """Noise and stragglers as the simulator draws them, from actual over predicted."""
-    calm = [math.log(r) for r in ratios if r < STRAGGLER]
-    wild = [r for r in ratios if r >= STRAGGLER]
+def noise_of(spells: Sequence[Sequence[float]]) -> Host:
+    """
+    Bias, noise, stragglers and drift as the simulator draws them, from actual over predicted times.
+
+    The level of a spell is its mean. Drift is how levels differ, beyond what the mean of so many
+    noisy steps would differ anyway (the between-group part of a one-way analysis of variance).
+    """
+    spells = [spell for spell in spells if len(spell) >= MIN_SPELL]
+    levels = [statistics.mean(spell) for spell in spells]
+    steps = [x / level for spell, level in zip(spells, levels, strict=True) for x in spell]
+    chance = statistics.mean(
+        level**2 * statistics.pvariance(steps) / len(spell)
+        for spell, level in zip(spells, levels, strict=True)
+    )
+    drift_variance = max(0.0, statistics.pvariance(levels) - chance)
+    calm = [x for x in steps if x < STRAGGLER]
+    wild = [x for x in steps if x >= STRAGGLER]
+    usual = statistics.mean(calm)
+    mean_level = statistics.mean(levels)
     return Host(
-        noise=statistics.pstdev(calm) if len(calm) > 1 else 0.0,
-        stragglers=len(wild) / max(1, len(ratios)),
-        straggler_factor=statistics.mean(wild) if wild else 1.5,
+        bias=mean_level * usual - 1,
+        noise=statistics.pstdev(calm) / usual,
+        stragglers=len(wild) / len(steps),
+        straggler_factor=statistics.mean(wild) / usual if wild else 1.5,
+        drift=math.sqrt(drift_variance) / mean_level,
     )
 
 
@@ -174,7 +210,7 @@ async def _steps_under_load(service: Running, manifest: Path) -> list[dict[str, 
     finally:
         looking.cancel()
     seen.update({step["number"]: step for step in await service.steps()})
-    return list(seen.values())
+    return [seen[number] for number in sorted(seen)]
 
 
 async def _load(service: Running, manifest: Path) -> None:

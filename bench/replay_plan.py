@@ -97,9 +97,12 @@ def scenario_of(
         policy="sloserve",
         model=profile.step,
         truth=TruthSpec(
+            bias=host.bias,
             noise=host.noise,
             straggler_share=host.stragglers,
             straggler_factor=host.straggler_factor,
+            drift=host.drift,
+            drift_s=host.drift_s,
         ),
         num_blocks=kv_tokens // 16,
         max_running=spec.engine.max_running,

@@ -1,15 +1,30 @@
 """What the trace replay makes of what it measured: curves, counters, step times."""
 
 import math
+import random
+from dataclasses import asdict
 
 import pytest
-from bench.replay_calibrate import noise_of, sample_of_step, thinned
+from bench.replay_calibrate import Host, noise_of, sample_of_step, thinned
 from bench.replay_plan import Planned, rates_about
 from bench.replay_service import Counted, parse_counters, since
 from bench.replay_summary import Curve
 
-from sloserve.perf import Sample
+from sloserve.perf import Sample, StepModel
+from sloserve.scheduler import Batch
+from sloserve.simulate.truth import Truth, TruthSpec
 
+DECODE = Batch(
+    rows=[],
+    planned_s=0.0,
+    predicted_s=0.005,
+    stored_s=0.005,
+    num_tokens=1,
+    num_decodes=1,
+    num_best_effort_tokens=0,
+    context=0,
+    pairs=0.0,
+)
 PLAN = Planned("conversation", "fcfs", "fcfs:max_batch_tokens=192", 1.0, {}, rates_about(1.0))
 
 
@@ -76,9 +91,42 @@ def test_samples_are_thinned_to_an_equal_share_of_every_kind() -> None:
     assert 100 < len(kept) <= 1500
 
 
-def test_slow_steps_are_stragglers_and_the_rest_is_noise() -> None:
-    calm = [math.exp(x) for x in (-0.1, 0.1)] * 45
-    host = noise_of([*calm, *[2.0] * 10])
+def test_slow_steps_are_stragglers_and_the_rest_is_noise_about_a_bias() -> None:
+    calm = [1.2 * math.exp(x) for x in (-0.1, 0.1)] * 45
+    host = noise_of([[*calm, *[2.4] * 10]])
+    assert host.bias == pytest.approx(0.2, rel=0.05)
     assert host.noise == pytest.approx(0.1, rel=0.01)
     assert host.stragglers == pytest.approx(0.1)
-    assert host.straggler_factor == pytest.approx(2.0)
+    assert host.straggler_factor == pytest.approx(2.0, rel=0.01)
+    assert host.drift == 0.0
+
+
+def test_what_spells_differ_by_beyond_chance_is_drift() -> None:
+    def spell(level: float, seed: int) -> list[float]:
+        dice = random.Random(seed)
+        return [level * dice.lognormvariate(0.0, 0.1) for _ in range(200)]
+
+    host = noise_of([spell(0.8 if i % 2 else 1.2, i) for i in range(20)])
+    assert host.drift == pytest.approx(0.2, rel=0.05)
+    assert host.noise == pytest.approx(0.1, rel=0.1)
+    assert noise_of([spell(1.0, i) for i in range(20)]).drift < 0.01
+
+
+def test_what_noise_is_measured_on_simulated_steps_is_what_they_were_drawn_with() -> None:
+    drawn = Host(bias=0.1, noise=0.08, stragglers=0.05, straggler_factor=1.6, drift=0.15)
+    model = StepModel(w=0.005, a0=0.0, c1=0.0, a1=0.0, b=0.0, d=0.0, k2=0.0)
+    spec = TruthSpec(
+        bias=drawn.bias,
+        noise=drawn.noise,
+        straggler_share=drawn.stragglers,
+        straggler_factor=drawn.straggler_factor,
+        drift=drawn.drift,
+        drift_s=drawn.drift_s,
+    )
+    found = noise_of(
+        [
+            [truth.step_s(DECODE) / 0.005 for _ in range(200)]
+            for truth in (Truth(model, spec, seed=f"spell {i}") for i in range(200))
+        ]
+    )
+    assert asdict(found) == pytest.approx(asdict(drawn), abs=0.04, rel=0.1)

@@ -72,11 +72,27 @@ def test_capacity_finds_the_highest_rate_of_each_policy(manifest: str, tmp_path:
         (["--rate", "-1"], "--rate"),
         (["--max-len", "10", "--trace", "builtin:coding"], "longer than 10 tokens"),
         (["--duration", "0"], "--duration"),
+        (["--bias", "-1"], "--bias.*not within -0.9 to 10.0"),
+        (["--noise", "nan"], "--noise.*not within"),
+        (["--stragglers", "1.5"], "--stragglers.*not within"),
+        (["--drift-s", "0"], "--drift-s.*not within"),
     ],
 )
 def test_bad_input_is_refused_by_name(manifest: str, arguments: list[str], message: str) -> None:
     with pytest.raises(Exception, match=message):
         simulate("-f", manifest, *arguments)
+
+
+def test_steps_that_drift_break_promises_that_exact_steps_keep(
+    manifest: str, tmp_path: Path
+) -> None:
+    def attained(*truth: str) -> int:
+        out = tmp_path / "report.json"
+        load = ["--trace", "synthetic:requests=300,prompt=900,output=60", "--rate", "60"]
+        assert simulate("-f", manifest, *load, *truth, "--json", str(out)) == 0
+        return int(json.loads(out.read_text())["windows"][0]["classes"]["all"]["attained"])
+
+    assert attained("--exact") > attained("--noise", "0", "--stragglers", "0", "--drift", "1")
 
 
 def test_a_manifest_without_step_times_asks_for_a_profile(tmp_path: Path) -> None:

@@ -23,13 +23,20 @@ from sloserve.planner.policies import POLICIES, parse_policy
 from sloserve.routing import ROUTERS
 from sloserve.simulate.run import Scenario, find_capacity
 from sloserve.simulate.settings import Lengths, SimSettings
-from sloserve.simulate.truth import TruthSpec
+from sloserve.simulate.truth import EXACT, TruthSpec
 from sloserve.slo.service import ServiceSpec
 
 DEFAULT_MAX_LEN = 2048
 KV_TOKENS = 131_072
 """Size of a KV cache nobody named."""
 BLOCK_SIZE = 16
+TRUTH_RANGES = {
+    "bias": (-0.9, 10.0),
+    "noise": (0.0, 10.0),
+    "stragglers": (0.0, 1.0),
+    "drift": (0.0, 10.0),
+    "drift_s": (0.001, 1e6),
+}
 
 
 def add_simulate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +68,17 @@ def add_simulate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     service.add_argument("--kv-tokens", type=int, help="size of a replica's KV cache in tokens")
     truth = parser.add_argument_group("what the planner does not know")
-    truth.add_argument("--exact", action="store_true", help="no bias, no noise, no stragglers")
+    truth.add_argument("--exact", action="store_true", help="nothing of it")
     truth.add_argument("--bias", type=float, default=0.0, help="0.1: steps take 10 %% longer")
     truth.add_argument("--noise", type=float, default=0.03, help="share, log-normal (0.03)")
     truth.add_argument(
         "--stragglers", type=float, default=0.01, help="share of steps, +50 %% (0.01)"
+    )
+    truth.add_argument(
+        "--drift", type=float, default=0.0, help="share by which steps differ for seconds (0)"
+    )
+    truth.add_argument(
+        "--drift-s", type=float, default=10.0, help="seconds of steps that drift lasts (10)"
     )
     truth.add_argument("--plan-ms", type=float, default=0.0, help="between two steps (0)")
     truth.add_argument("--way-in-ms", type=float, default=0.0, help="client to replica (0)")
@@ -145,13 +158,10 @@ def _scenario(args: argparse.Namespace) -> Scenario:
     options = load_options(args, max_total_tokens=max_len)
     classes = {c.name: c for c in spec.classes}
     kv_tokens = args.kv_tokens or profile.kv_tokens or KV_TOKENS
-    truth = TruthSpec(bias=args.bias, noise=args.noise, straggler_share=args.stragglers)
-    if args.exact:
-        truth = replace(truth, bias=0.0, noise=0.0, straggler_share=0.0)
     settings = SimSettings(
         policy="sloserve",
         model=profile.step,
-        truth=truth,
+        truth=_truth(args),
         lengths=Lengths(args.lengths),
         replicas=args.replicas or spec.replicas,
         router=args.router,
@@ -170,6 +180,24 @@ def _scenario(args: argparse.Namespace) -> Scenario:
     )
     trace = options.prepare(classes, default_class=spec.default_class)
     return Scenario(trace, options, classes, settings)
+
+
+def _truth(args: argparse.Namespace) -> TruthSpec:
+    if args.exact:
+        return EXACT
+    for name, (least, most) in TRUTH_RANGES.items():
+        value = getattr(args, name)
+        if not least <= value <= most:
+            raise BadInput(
+                f"{value} is not within {least} to {most}", field=f"--{name.replace('_', '-')}"
+            )
+    return TruthSpec(
+        bias=args.bias,
+        noise=args.noise,
+        straggler_share=args.stragglers,
+        drift=args.drift,
+        drift_s=args.drift_s,
+    )
 
 
 def _profile(args: argparse.Namespace, spec: ServiceSpec) -> Profile:

@@ -14,19 +14,23 @@ class TruthSpec:
     What the planner's model does not know.
 
     `bias` 0.1: steps really take 10 % longer than the profile says. `noise` is the standard
-    deviation of a log-normal factor, `straggler_share` of the steps take `straggler_factor`
-    times as long.
+    deviation of a log-normal factor that is drawn for each step, `straggler_share` of the steps
+    take `straggler_factor` times as long. `drift` is the standard deviation of a log-normal
+    factor that changes slowly, as on machines with neighbours: after `drift_s` seconds of steps
+    its logarithm is correlated by 1/e with what it was (an Ornstein-Uhlenbeck process).
     """
 
     bias: float = 0.0
     noise: float = 0.03
     straggler_share: float = 0.01
     straggler_factor: float = 1.5
+    drift: float = 0.0
+    drift_s: float = 10.0
 
     @property
     def exact(self) -> bool:
         """Whether the profile tells the truth to the last digit."""
-        return self.bias == 0 and self.noise == 0 and self.straggler_share == 0
+        return not (self.bias or self.noise or self.straggler_share or self.drift)
 
 
 EXACT = TruthSpec(bias=0.0, noise=0.0, straggler_share=0.0)
@@ -39,6 +43,8 @@ class Truth:
         self._model = model.scaled(1 + spec.bias) if spec.bias else model
         self._spec = spec
         self._dice = random.Random(seed)
+        self._drift_sigma = _sigma(spec.drift)
+        self._drift_log = self._dice.gauss(0.0, self._drift_sigma) if spec.drift else 0.0
 
     def step_s(self, batch: Batch) -> float:
         """Seconds this step takes."""
@@ -49,8 +55,21 @@ class Truth:
         if spec.exact:
             return seconds
         if spec.noise:
-            sigma = math.sqrt(math.log(1 + spec.noise**2))  # mean 1, standard deviation `noise`
+            sigma = _sigma(spec.noise)
             seconds *= self._dice.lognormvariate(-sigma * sigma / 2, sigma)
         if spec.straggler_share and self._dice.random() < spec.straggler_share:
             seconds *= spec.straggler_factor
+        if spec.drift:
+            seconds *= math.exp(self._drift_log - self._drift_sigma**2 / 2)
+            self._move_drift(seconds)
         return seconds
+
+    def _move_drift(self, seconds: float) -> None:
+        kept = math.exp(-seconds / self._spec.drift_s)
+        fresh = self._drift_sigma * math.sqrt(1 - kept * kept)
+        self._drift_log = kept * self._drift_log + self._dice.gauss(0.0, fresh)
+
+
+def _sigma(deviation: float) -> float:
+    """The log-normal parameter of a factor with mean 1 and this standard deviation."""
+    return math.sqrt(math.log(1 + deviation**2))
