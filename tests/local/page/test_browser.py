@@ -52,7 +52,8 @@ def test_the_page_shows_a_service_from_its_start_to_its_end(
     assert browser.text("#link") == "live"
     assert browser.run(NAMES.format("classes", "h3")) == ["chat", "hopeless"]
     assert browser.run(NAMES.format("replicas", "td:first-child b")) == ["replica-0", "replica-1"]
-    assert set(browser.run(NAMES.format("replicas", ".pill"))) == {"ready"}
+    pills = NAMES.format("replicas", ".pill")
+    browser.wait(f"({pills}).join() === 'ready,ready'", "both replicas to be shown as ready")
 
     for _ in range(4):
         ask(world, "chat")
