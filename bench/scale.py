@@ -62,22 +62,22 @@ def main() -> None:
     kubectl("wait", "--for=condition=Established", "crd/sloservices.sloserve.io")
     namespace = f"scale-{uuid.uuid4().hex[:6]}"
     kubectl("create", "namespace", namespace)
+    rows: list[Row] = []
     try:
-        rows = asyncio.run(measure(namespace, args.services, args.gateways))
-        rows += asyncio.run(hand_over(namespace))
+        asyncio.run(measure(rows, namespace, args.services, args.gateways))
+        asyncio.run(hand_over(rows, namespace))
     finally:
         kubectl("delete", "namespace", namespace, "--wait=false")
-    print("\n| what | bar | measured |\n| --- | --- | --- |")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+        print("\n| what | bar | measured |\n| --- | --- | --- |")
+        for row in rows:
+            print("| " + " | ".join(row) + " |")
 
 
-async def measure(namespace: str, num_services: int, num_gateways: int) -> list[Row]:
+async def measure(rows: list[Row], namespace: str, num_services: int, num_gateways: int) -> None:
     """Cold, warm, at rest, resync, memory, polling."""
     for start in range(0, num_services, CHUNK):
         some = range(start, min(start + CHUNK, num_services))
         apply(a_service(namespace, f"s{number}") for number in some)
-    rows: list[Row] = []
     begun_s = time.monotonic()
     async with operating(namespace) as run:
         await run.until(run.converged, timeout_s=60 + num_services)
@@ -133,7 +133,6 @@ async def measure(namespace: str, num_services: int, num_gateways: int) -> list[
     rows.append(await polled(namespace, num_services, num_gateways))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows.append(("memory at most", "<= 300 MiB", f"{memory:.0f} MiB"))
-    return rows
 
 
 async def polled(namespace: str, num_services: int, num_gateways: int) -> Row:
@@ -167,16 +166,14 @@ async def polled(namespace: str, num_services: int, num_gateways: int) -> Row:
             f"{share:.1%}, {writes:.1f} writes/s")  # fmt: skip
 
 
-async def hand_over(namespace: str) -> list[Row]:
+async def hand_over(rows: list[Row], namespace: str) -> None:
     """Seconds until another process holds the Lease, for both ways to end."""
     kube = await Kube.connect(num_connections=2)
-    rows: list[Row] = []
     for sign, bar in ((signal.SIGTERM, "about 1 s"), (signal.SIGKILL, "< 20 s")):
         took_s = await time_hand_over(kube, namespace, sign)
         rows.append((f"Lease hand-over on {sign.name}", bar, f"{took_s:.1f} s"))
         kubectl("-n", namespace, "delete", "leases", "--all")
     await kube.close()
-    return rows
 
 
 async def time_hand_over(kube: Kube, namespace: str, sign: signal.Signals) -> float:

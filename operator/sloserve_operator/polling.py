@@ -6,6 +6,8 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
+from operator import itemgetter
 
 import aiohttp
 
@@ -89,8 +91,9 @@ class Poller:
                 await asyncio.sleep(TICK_S)
 
     def _due(self) -> list[Obj]:
-        """Gateways to ask now."""
-        now_s, alive, due = self._clock(), set(), []
+        """Gateways to ask now: those first that have waited longest, when there are too many."""
+        now_s, alive = self._clock(), set()
+        due: list[tuple[float, Obj]] = []
         for pod in self._gateways():
             uid, address = uid_of(pod), (pod.get("status") or {}).get("podIP")
             alive.add(uid)
@@ -98,10 +101,11 @@ class Poller:
             waits = told is not None and told.due_s > now_s and not self._sooner(pod, told, now_s)
             up = address and (ready(pod) or (leaving(pod) and told is not None))
             if up and not waits and uid not in self._busy:
-                due.append(pod)
+                due.append((told.due_s if told is not None else -inf, pod))
         for uid in self._told.keys() - alive:
             del self._told[uid]
-        return due[: max(0, NUM_AT_ONCE - len(self._busy))]
+        due.sort(key=itemgetter(0))
+        return [pod for _, pod in due[: max(0, NUM_AT_ONCE - len(self._busy))]]
 
     def _sooner(self, pod: Obj, told: _Told, now_s: float) -> bool:
         if leaving(pod):
@@ -111,7 +115,7 @@ class Poller:
     async def _ask(self, session: aiohttp.ClientSession, pod: Obj) -> None:
         uid, name = uid_of(pod), label_of(pod, names.INSTANCE) or ""
         key = Key(key_of(pod).namespace, name)
-        told = self._told.setdefault(uid, _Told(key, float("-inf"), 0.0))
+        told = self._told.setdefault(uid, _Told(key, -inf, 0.0))
         host = str(pod["status"]["podIP"])
         shown = f"[{host}]" if ":" in host else host
         try:

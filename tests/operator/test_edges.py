@@ -98,6 +98,35 @@ def test_gateways_are_asked_and_only_news_is_passed_on(report: Make) -> None:
     asyncio.run(story())
 
 
+def test_many_that_are_asked_often_do_not_keep_others_from_being_asked(report: Make) -> None:
+    """More than can be asked at once, all of services that sleep."""
+    clock, pods = Clock(), [gateway_pod(f"g{number}") for number in range(80)]
+
+    async def handle(request: web.Request) -> web.Response:
+        clock.now_s += 0.2  # 32 answers later the first of them is due again
+        return web.json_response(report())
+
+    async def story() -> None:
+        app = web.Application()
+        app.add_routes([web.get("/report", handle)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        poller = Poller(
+            gateways=lambda: pods, asleep=lambda key: True, changed=lambda key: None,
+            clock=clock, poll_s=10.0, port=runner.addresses[0][1],
+        )  # fmt: skip
+        task = asyncio.create_task(poller.run())
+        try:
+            await until(lambda: len(poller.fresh(pods)) == len(pods))
+        finally:
+            task.cancel()
+            await runner.cleanup()
+
+    asyncio.run(story())
+
+
 def test_gateways_that_are_not_ready_are_not_asked() -> None:
     poller = Poller(
         gateways=lambda: [gateway_pod("g1", conditions=[]), gateway_pod("g2", podIP=None)],
