@@ -39,7 +39,7 @@ Row = tuple[str, ...]
 
 CRD = Path(__file__).parents[1] / "crds" / "sloservices.sloserve.io.yaml"
 CHUNK = 100
-REST_S = 30.0
+REST_S = 60.0
 POLL_S = 15.0
 POLLED_S = 60.0
 STANDBY_S = 8.0
