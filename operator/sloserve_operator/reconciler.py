@@ -12,6 +12,7 @@ from sloserve_operator.api import (
     POD,
     SERVICE,
     Key,
+    Kind,
     Obj,
     Ref,
     annotation_of,
@@ -117,7 +118,8 @@ class Reconciler:
         observed = await self._observe(key, service, known, now)
         decision = decide(observed, settings=self._settings, memory=known.memory, now=now)
         num_writes = await self._act(known, decision, observed, now)
-        if known.foreign.keys() - observed.foreign or known.refused.keys() - observed.refused:
+        news = known.foreign.keys() - observed.foreign or known.refused.keys() - observed.refused
+        if news or self.kinds != observed.kinds:
             observed = await self._observe(key, service, known, now)  # say so at once
             decision = decide(observed, settings=self._settings, memory=known.memory, now=now)
         known.memory = decision.memory
@@ -258,12 +260,21 @@ class Reconciler:
                 known.refused[ref] = (now.mono_s, error.message)
                 log.warning("refused", extra={**_names(child), "error": error.message})
                 return False
+            if error.status == 404 and kind.optional:
+                self._lose(kind)
+                return True
             raise
         log.info("changed" if live is not None else "created", extra=_names(child))
         self._figures.add("sloserve_operator_writes_total", "apply")
         self._cache.put(applied)
         known.accepted[ref] = _mark(child, applied)
         return True
+
+    def _lose(self, kind: Kind) -> None:
+        """The cluster has no such kind any more: nothing of it is wanted until it is back."""
+        log.warning("the cluster has no such kind any more", extra={"kind": kind.kind})
+        self.kinds -= {kind.kind}
+        self._cache.forget_kind(kind.kind)
 
     async def _annotate(self, notes: Iterable[PodNote]) -> int:
         num_writes = 0

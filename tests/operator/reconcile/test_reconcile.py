@@ -77,6 +77,25 @@ def test_a_spelling_of_the_api_server_is_not_fought_over(world: World, manifest:
     asyncio.run(story())
 
 
+def test_a_kind_that_is_gone_is_told_and_keeps_nothing_else_from_being_made(
+    world: World, manifest: Make
+) -> None:
+    async def story() -> None:
+        world.operator.kinds = frozenset({"PodMonitor", "PrometheusRule"})  # as it was a while ago
+        world.cluster.put(manifest(observability={"dashboard": "Never"}))
+        await world.settle()
+        assert len(children(world.cluster)) == NUM_CHILDREN
+        assert world.operator.kinds == frozenset()
+        assert world.condition(Type.MONITORING_READY) == ("True", "KindMissing")
+        assert world.condition(Type.READY) != ("False", "NotAccepted")
+        before = len(world.cluster.writes)
+        world.dirty[CHAT] = None
+        await world.settle()
+        assert world.cluster.writes[before:] == []
+
+    asyncio.run(story())
+
+
 def test_what_somebody_changes_or_deletes_comes_back(world: World, manifest: Make) -> None:
     async def story() -> None:
         world.cluster.put(manifest())
