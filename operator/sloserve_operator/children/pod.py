@@ -133,7 +133,7 @@ def _reserve(template: Obj, part: str, defaults: Mapping[str, str]) -> None:
         return
     template["spec"]["containers"] = [
         _reserving(container, defaults)
-        if isinstance(container, Mapping) and container.get("name") == part
+        if isinstance(container, dict) and container.get("name") == part
         else container
         for container in template["spec"]["containers"]
     ]
