@@ -37,7 +37,9 @@ from sloserve_operator.status import due_s
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 60.0
-"""After this time what was refused, foreign or missing is tried or looked at again."""
+"""After this time what was refused or missing is tried or looked at again."""
+FOREIGN_S = 10.0
+"""And what belongs to somebody else after this one: no watch of ours tells that it is gone."""
 CLAIM_S = 600.0
 """And a claim that is as it should be after this one: its access modes can't change."""
 NOTES_S = 30.0
@@ -126,8 +128,12 @@ class Reconciler:
         self._count_upgrade(key, decision)
         told_writes, status_s = await self._tell(service, known, decision, now)
         num_writes += told_writes
-        waits = known.foreign or known.refused
-        retry_s = LOOK_AGAIN_S if waits else NOTES_S if any(map(stuck, observed.pods)) else None
+        retries_s = (
+            (known.foreign, FOREIGN_S),
+            (known.refused, LOOK_AGAIN_S),
+            (any(map(stuck, observed.pods)), NOTES_S),
+        )
+        retry_s = next((s for waits, s in retries_s if waits), None)
         times_s = [s for s in (decision.again_s, retry_s, status_s) if s is not None]
         return min(times_s, default=None), num_writes
 
@@ -376,7 +382,7 @@ def _is_ours(there: Obj, child: Obj) -> bool:
 
 def _expire(known: _Known, now_s: float) -> None:
     """What is old enough is tried again."""
-    known.foreign = {ref: at for ref, at in known.foreign.items() if now_s - at < LOOK_AGAIN_S}
+    known.foreign = {ref: at for ref, at in known.foreign.items() if now_s - at < FOREIGN_S}
     known.refused = {r: told for r, told in known.refused.items() if now_s - told[0] < LOOK_AGAIN_S}
     known.claims = {
         name: (at_s, claim)
