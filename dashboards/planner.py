@@ -68,7 +68,21 @@ def planner() -> Dashboard:
                 Query(of_replicas(mean), "{{replica}}"),
                 Query(of_replicas("sloserve_step_correction_ratio"), "learned {{replica}}"),
                 unit="none",
+                span=6,
                 marks=((0.75, "orange"), (1.25, "orange")),
+            )
+        )
+        .with_panel(
+            lines(
+                "Step model off",
+                "1 while the last 200 steps of a replica took, on average, more than 25 % longer "
+                "or shorter than predicted: its promises can't be trusted now. A short 1 is a "
+                "spell of the machine; for one that stays see SloserveReplicaStepModelOff in the "
+                "runbook.",
+                Query(of_replicas("sloserve_step_model_off"), "{{replica}}"),
+                unit="none",
+                span=6,
+                most=1,
             )
         )
         .with_panel(
@@ -77,7 +91,7 @@ def planner() -> Dashboard:
                 "Whether all steps are a little off, or a few by a lot (stragglers).",
                 f"{of_replicas(f'increase(sloserve_step_error_ratio_bucket[{RATE}])')}",
                 unit="none",
-                span=8,
+                span=6,
             )
         )
         .with_panel(
@@ -88,6 +102,7 @@ def planner() -> Dashboard:
                 Query(quantile(0.99, plans), "planning p99"),
                 Query(quantile(0.95, errors), "measured / predicted p95"),
                 unit="s",
+                span=6,
                 right=("measured", "none"),
             )
         )

@@ -44,8 +44,8 @@ def knows_the_kinds(cluster: Kubectl) -> bool:
 
 
 @pytest.fixture
-def monitored(cluster: Kubectl, release: "Release") -> None:
-    """A cluster that knows the Prometheus operator's kinds, and an operator that has seen them."""
+def monitored(cluster: Kubectl) -> None:
+    """A cluster that knows the Prometheus operator's kinds; our operator sees them by itself."""
     if knows_the_kinds(cluster):
         return
     folder = os.environ.get("E2E_OPTIONAL_KINDS")
@@ -55,9 +55,6 @@ def monitored(cluster: Kubectl, release: "Release") -> None:
     for kind in KINDS:
         crd = f"crd/{kind}.monitoring.coreos.com"
         cluster("wait", "--for=condition=Established", crd, "--timeout=60s")
-    # It would see them at its next full look, within five minutes.
-    release.kubectl("rollout", "restart", release.operator)
-    release.kubectl("rollout", "status", release.operator, "--timeout=120s")
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_a_foreign_object_is_never_touched_and_the_service_waits_for_its_name(
     assert foreign(kubectl) == before
 
     kubectl("delete", "service/assistant-gateway", "deployment/assistant-replica")
-    service.wait_ready()  # looked at again every minute
+    service.wait_ready()  # looked at again every 10 s
     assert service.complete().status_code == 200
 
 

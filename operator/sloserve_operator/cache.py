@@ -94,6 +94,11 @@ class Cache:
         self._listed[kind, namespace] = version
         return changed
 
+    def forget_kind(self, kind: str) -> None:
+        """The cluster has no objects of this kind any more, because it has no such kind."""
+        for obj in self.of_kind(kind):
+            self.drop(obj)
+
     def services(self) -> Iterator[Obj]:
         """Every service."""
         for key, place in self._objects.items():

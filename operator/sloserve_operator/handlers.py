@@ -9,7 +9,7 @@ from sloserve_operator import names
 from sloserve_operator.api import CHILD_KINDS, GROUP, POD, SERVICE, Kind, Obj
 
 WATCHED = (*(kind for kind in CHILD_KINDS.values() if not kind.optional), POD)
-"""Children that every cluster knows. Optional kinds are seen at each resync only."""
+"""Children that every cluster knows. Objects of optional kinds are seen at each resync only."""
 
 Heard = Callable[[Kind, str | None, Obj], None]
 """Called with the kind, the type of the event (None: it was listed) and the object."""

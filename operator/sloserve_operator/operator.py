@@ -30,8 +30,11 @@ LOST_LEASE = 3
 SHOW_S = 5.0
 AGAIN_S = 5.0
 """Between two tries of the first look."""
+KINDS_S = 15.0
+"""Between two looks at which optional kinds the cluster has: a question of a few bytes."""
 SETTLE_S = 0.05
 """Kopf sets signal handlers of its own beside the start of the start."""
+OPTIONAL = {name: kind for name, kind in CHILD_KINDS.items() if kind.optional}
 STALE_FACTOR = 3.0
 """So many resyncs missed in a row, and the process is not alive any more."""
 
@@ -63,6 +66,8 @@ class Operator:
         self._cluster = cluster
         self._end = end
         self._heard_s = time.monotonic()
+        self._barred: frozenset[str] = frozenset()
+        """Optional kinds that the cluster has, and that this operator may not use."""
         self._tasks: list[asyncio.Task[None]] = []
         self._keeper: asyncio.Task[None] | None = None
         self.poller = Poller(
@@ -139,10 +144,11 @@ class Operator:
 
     async def resync(self) -> None:
         """Look at everything; what a watch has lost comes right here. Lists only, no writes."""
-        optional = [kind for kind in CHILD_KINDS.values() if kind.optional]
-        self.reconciler.kinds = frozenset(
-            [kind.kind for kind in optional if await self._may_have(kind)]
-        )
+        present = await self._optional_kinds()
+        usable = frozenset([name for name in present if await self._may_use(CHILD_KINDS[name])])
+        self._barred, self.reconciler.kinds = present - usable, usable
+        for name in OPTIONAL.keys() - usable:
+            self.cache.forget_kind(name)
         for namespace in self.settings.watched or (None,):
             await self._list(SERVICE, namespace, labels=self.settings.selector)
             for kind in (*CHILD_KINDS.values(), POD):
@@ -153,14 +159,26 @@ class Operator:
         for key in self.cache.known():
             self.queue.add(key)
 
-    async def _may_have(self, kind: Kind) -> bool:
-        """Whether the cluster knows an optional kind, and we may use it."""
-        if not await self._cluster.knows(kind):
+    async def _optional_kinds(self) -> frozenset[str]:
+        """The optional kinds that the cluster has."""
+        return frozenset([n for n, kind in OPTIONAL.items() if await self._cluster.knows(kind)])
+
+    async def _kinds_changed(self) -> bool:
+        """Whether an optional kind came or went since the last complete look."""
+        known = await self._optional_kinds() - self._barred
+        if known == self.reconciler.kinds:
             return False
+        log.info("the cluster's optional kinds changed", extra={"kinds": sorted(known)})
+        return True
+
+    async def _may_use(self, kind: Kind) -> bool:
+        """Whether we may use an optional kind that the cluster has."""
         try:
             for namespace in self.settings.watched or (None,):
                 await self._cluster.list_all(kind, namespace, labels=names.OURS)
         except ApiError as error:
+            if error.status == 404:
+                return False  # it went away a moment ago
             if error.status != 403:
                 raise
             log.warning("no right to list a kind: left out", extra={"kind": kind.plural})
@@ -176,10 +194,13 @@ class Operator:
             self.queue.add(key)
 
     async def _resync_for_ever(self) -> None:
+        due_s = time.monotonic() + self.settings.resync_s
         while True:
-            await asyncio.sleep(self.settings.resync_s)
+            await asyncio.sleep(min(KINDS_S, self.settings.resync_s))
             try:
-                await self.resync()
+                if time.monotonic() >= due_s or await self._kinds_changed():
+                    await self.resync()
+                    due_s = time.monotonic() + self.settings.resync_s
             except ApiError as error:
                 log.warning("resync failed", extra={"error": error.message})
 

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
+from sloserve_operator import names
 from sloserve_operator.api import Obj
 from sloserve_operator.conditions import Why
 
@@ -67,7 +69,7 @@ def trouble(pod: Obj, notes: Sequence[Obj] = ()) -> Trouble | None:
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             return _unschedulable(name, str(condition.get("message", "")))
     for container in status.get("containerStatuses") or ():
-        found = _container(name, container)
+        found = _container(pod, container)
         if found is not None:
             return found
     uid = pod["metadata"].get("uid")
@@ -96,7 +98,8 @@ def _unschedulable(pod: str, text: str) -> Trouble:
     )
 
 
-def _container(pod: str, status: Obj) -> Trouble | None:
+def _container(whole: Obj, status: Obj) -> Trouble | None:
+    pod = whole["metadata"]["name"]
     waiting = (status.get("state") or {}).get("waiting") or {}
     reason, text = str(waiting.get("reason", "")), _short(str(waiting.get("message", "")))
     if reason in _PULL:
@@ -118,14 +121,51 @@ def _container(pod: str, status: Obj) -> Trouble | None:
         return None
     code, told = ended.get("exitCode"), _last_line(str(ended.get("message", "")))
     if code == 0 and not status.get("started"):
-        return Trouble(
-            Why.LOAD_TIMEOUT,
-            f"pod {pod} was ended by its probes and starts again: it was not ready in "
-            f"model.loadTimeout (raise it), or stood still; see kubectl logs {pod} --previous",
-        )
+        return _ended_well(whole, str(status.get("name")), ended, told)
     if reason == "CrashLoopBackOff" or code:
         why = f"{ended.get('reason', 'Error')} (exit code {code})"
         return Trouble(Why.CRASHING, f"pod {pod} ended with {why}{f': {told}' if told else ''}")
+    return None
+
+
+def _ended_well(whole: Obj, container: str, ended: Obj, told: str) -> Trouble:
+    """
+    It ended with exit code 0 and starts again. After the time that its startup probe allows the
+    probe did it; before that something else.
+    """
+    pod, ran_s = whole["metadata"]["name"], _ran_s(ended)
+    patience_s = _startup_s(whole, container)
+    if ran_s is not None and patience_s is not None and ran_s < patience_s:
+        return Trouble(
+            Why.CRASHING,
+            f"pod {pod} ended with exit code 0 after {ran_s:.0f} s: by itself, or its liveness "
+            f"probe told it to{f' (last line: {told})' if told else ''}; see "
+            f"kubectl logs {pod} --previous and kubectl describe pod {pod}",
+        )
+    is_replica = container == names.REPLICA
+    late = "not ready in model.loadTimeout (raise it)" if is_replica else "not up in time"
+    return Trouble(
+        Why.LOAD_TIMEOUT,
+        f"pod {pod} was ended by its probes and starts again: it was {late}, or stood still; see "
+        f"kubectl logs {pod} --previous",
+    )
+
+
+def _ran_s(ended: Obj) -> float | None:
+    """Seconds between start and end of a container; None when they are not told."""
+    try:
+        start, end = (datetime.fromisoformat(ended[at]) for at in ("startedAt", "finishedAt"))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (end - start).total_seconds()
+
+
+def _startup_s(whole: Obj, container: str) -> float | None:
+    """The least seconds after which a container's startup probe ends it; None without one."""
+    for declared in (whole.get("spec") or {}).get("containers") or ():
+        probe = declared.get("startupProbe")
+        if declared.get("name") == container and probe:
+            return float((probe.get("failureThreshold", 3) - 1) * probe.get("periodSeconds", 10))
     return None
 
 

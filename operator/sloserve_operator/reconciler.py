@@ -12,6 +12,7 @@ from sloserve_operator.api import (
     POD,
     SERVICE,
     Key,
+    Kind,
     Obj,
     Ref,
     annotation_of,
@@ -36,7 +37,9 @@ from sloserve_operator.status import due_s
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 60.0
-"""After this time what was refused, foreign or missing is tried or looked at again."""
+"""After this time what was refused or missing is tried or looked at again."""
+FOREIGN_S = 10.0
+"""And what belongs to somebody else after this one: no watch of ours tells that it is gone."""
 CLAIM_S = 600.0
 """And a claim that is as it should be after this one: its access modes can't change."""
 NOTES_S = 30.0
@@ -117,15 +120,20 @@ class Reconciler:
         observed = await self._observe(key, service, known, now)
         decision = decide(observed, settings=self._settings, memory=known.memory, now=now)
         num_writes = await self._act(known, decision, observed, now)
-        if known.foreign.keys() - observed.foreign or known.refused.keys() - observed.refused:
+        news = known.foreign.keys() - observed.foreign or known.refused.keys() - observed.refused
+        if news or self.kinds != observed.kinds:
             observed = await self._observe(key, service, known, now)  # say so at once
             decision = decide(observed, settings=self._settings, memory=known.memory, now=now)
         known.memory = decision.memory
         self._count_upgrade(key, decision)
         told_writes, status_s = await self._tell(service, known, decision, now)
         num_writes += told_writes
-        waits = known.foreign or known.refused
-        retry_s = LOOK_AGAIN_S if waits else NOTES_S if any(map(stuck, observed.pods)) else None
+        retries_s = (
+            (known.foreign, FOREIGN_S),
+            (known.refused, LOOK_AGAIN_S),
+            (any(map(stuck, observed.pods)), NOTES_S),
+        )
+        retry_s = next((s for waits, s in retries_s if waits), None)
         times_s = [s for s in (decision.again_s, retry_s, status_s) if s is not None]
         return min(times_s, default=None), num_writes
 
@@ -258,12 +266,21 @@ class Reconciler:
                 known.refused[ref] = (now.mono_s, error.message)
                 log.warning("refused", extra={**_names(child), "error": error.message})
                 return False
+            if error.status == 404 and kind.optional:
+                self._lose(kind)
+                return True
             raise
         log.info("changed" if live is not None else "created", extra=_names(child))
         self._figures.add("sloserve_operator_writes_total", "apply")
         self._cache.put(applied)
         known.accepted[ref] = _mark(child, applied)
         return True
+
+    def _lose(self, kind: Kind) -> None:
+        """The cluster has no such kind any more: nothing of it is wanted until it is back."""
+        log.warning("the cluster has no such kind any more", extra={"kind": kind.kind})
+        self.kinds -= {kind.kind}
+        self._cache.forget_kind(kind.kind)
 
     async def _annotate(self, notes: Iterable[PodNote]) -> int:
         num_writes = 0
@@ -365,7 +382,7 @@ def _is_ours(there: Obj, child: Obj) -> bool:
 
 def _expire(known: _Known, now_s: float) -> None:
     """What is old enough is tried again."""
-    known.foreign = {ref: at for ref, at in known.foreign.items() if now_s - at < LOOK_AGAIN_S}
+    known.foreign = {ref: at for ref, at in known.foreign.items() if now_s - at < FOREIGN_S}
     known.refused = {r: told for r, told in known.refused.items() if now_s - told[0] < LOOK_AGAIN_S}
     known.claims = {
         name: (at_s, claim)

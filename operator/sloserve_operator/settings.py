@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from sloserve.errors import BadInput
 from sloserve.rules.settings import RUNBOOK_URL
+from sloserve_operator.quantity import canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,17 @@ class OperatorSettings:
     images: Images = field(default_factory=Images)
     fs_group: int | None = 10001
     """Group that may write to a cache claim; None where the platform assigns groups (OpenShift)."""
+    replica_requests: Mapping[str, str] = field(
+        default_factory=lambda: {"cpu": "200m", "memory": "256Mi"}
+    )
+    """
+    What a replica reserves of each resource of which its spec says nothing. Small: no model is
+    known here. It keeps the pod from being the first to starve or to be evicted.
+    """
+    gateway_requests: Mapping[str, str] = field(
+        default_factory=lambda: {"cpu": "100m", "memory": "128Mi"}
+    )
+    """And a gateway. Neither part has limits that nobody asked for."""
     network_policies: bool = True
     prometheus_labels: Mapping[str, str] = field(
         default_factory=lambda: {"app.kubernetes.io/name": "prometheus"}
@@ -94,7 +106,14 @@ def from_environment(env: Mapping[str, str]) -> OperatorSettings:
         ("SLOSERVE_MONITOR_LABELS", "monitor_labels"),
     ):
         if env.get(variable):
-            given[name] = _labels(variable, env[variable])
+            given[name] = _pairs(variable, env[variable])
+    for variable, name in (
+        ("SLOSERVE_REPLICA_REQUESTS", "replica_requests"),
+        ("SLOSERVE_GATEWAY_REQUESTS", "gateway_requests"),
+    ):
+        if variable in env:  # empty: none
+            amounts = _pairs(variable, env[variable])
+            given[name] = {n: canonical(a, field=variable) for n, a in amounts.items()}
     return OperatorSettings(**given)  # type: ignore[arg-type]  # names are those of the fields
 
 
@@ -109,7 +128,7 @@ def _flag(variable: str, env: Mapping[str, str]) -> bool:
     return value == "true"
 
 
-def _labels(variable: str, text: str) -> dict[str, str]:
+def _pairs(variable: str, text: str) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in _words(text)]
     if not all(name and equals for name, equals, _ in pairs):
         raise BadInput(f"is {text!r}; must be NAME=VALUE, with commas between", field=variable)

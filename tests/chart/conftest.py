@@ -52,6 +52,8 @@ VARIANTS: dict[str, Obj] = {
         "services": {
             "fsGroup": None,
             "networkPolicies": False,
+            "replicaRequests": {"cpu": 2, "memory": "1Gi"},
+            "gatewayRequests": {"cpu": None, "memory": None},
             "monitorLabels": {"release": "prometheus", "team": "llm"},
         },
         "metrics": {

@@ -99,9 +99,13 @@ def test_the_operator_understands_what_the_chart_tells_it(helm: Any, variants: A
     assert (read.selector, read.lease, read.listen) == ("tier=gold", "sloserve-operator", ":8081")
     assert read.images.engine_cpu == "localhost/sloserve-engine:0.1.0"
     assert (read.fs_group, read.network_policies) == (10001, True)
+    assert read.gateway_requests == settings.OperatorSettings().gateway_requests
+    assert read.replica_requests == settings.OperatorSettings().replica_requests
     env = env_of(helm.objects(variants["everything"]))
     read = settings.from_environment(env | {"SLOSERVE_NAMESPACE": "x", "SLOSERVE_IDENTITY": "y"})
     assert (read.fs_group, read.network_policies) == (None, False)
+    assert read.replica_requests == {"cpu": "2", "memory": "1Gi"}
+    assert read.gateway_requests == {}
     assert read.monitor_labels == {"release": "prometheus", "team": "llm"}
     assert read.runbook_url == "https://wiki.example.com/runbook"
     assert read.prometheus_labels == PROMETHEUS
@@ -115,6 +119,8 @@ def test_the_operator_understands_what_the_chart_tells_it(helm: Any, variants: A
         "SLOSERVE_NETWORK_POLICIES",
         "SLOSERVE_PROMETHEUS_LABELS",
         "SLOSERVE_MONITOR_LABELS",
+        "SLOSERVE_REPLICA_REQUESTS",
+        "SLOSERVE_GATEWAY_REQUESTS",
     }  # read by name in from_environment: their effect is asserted above
 
 

@@ -23,6 +23,7 @@ FAULTS = [
     ({"images": {"pullSecrets": [{"name": "x"}]}}, "got object, want string"),
     ({"watch": {"namespaces": "team-a"}}, "'/watch/namespaces': got string, want array"),
     ({"watch": {"namespaces": ["Team"]}}, "does not match pattern"),
+    ({"services": {"gatewayRequests": {"cpu": "much"}}}, "does not match pattern"),
     ({"services": {"fsGroup": 0}}, "minimum: got 0, want 1"),
     ({"services": {"prometheusLabels": {"a": "b c"}}}, "does not match pattern"),
     ({"metrics": {"serviceMonitor": {"interval": "15"}}}, "does not match pattern"),

@@ -238,10 +238,12 @@ def test_when_the_thread_dies_nobody_waits_forever(serving: Any, an_ask: Any, sc
     asyncio.run(main())
 
 
-def test_a_request_that_can_not_be_taken_in_breaks_alone(serving: Any, an_ask: Any) -> None:
+def test_a_request_that_can_not_be_taken_in_breaks_alone_and_is_named(
+    serving: Any, an_ask: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with serving() as client:
-            poisoned = an_ask(max_tokens=5, stop=None)
+            poisoned = replace(an_ask(max_tokens=5, stop=None), request_id="mine")
             answer, other = await asyncio.gather(
                 read(client, poisoned), read(client, an_ask(max_tokens=5))
             )
@@ -249,6 +251,8 @@ def test_a_request_that_can_not_be_taken_in_breaks_alone(serving: Any, an_ask: A
             assert len(other) == 6
 
     asyncio.run(main())
+    (line,) = [r for r in caplog.records if "taken in" in r.getMessage()]
+    assert vars(line)["request_id"] == "mine", "the engine's thread has no request of its own"
 
 
 def test_a_frontier_that_takes_long_delays_no_token(serving: Any, an_ask: Any) -> None:

@@ -93,6 +93,7 @@ class FakeReplica:
     asked: list[Asked] = field(default_factory=list)
     silent: bool = False
     tell: bool = True  # piggy-back the report
+    model: str = ""  # the only name it answers to; empty: any
     address: str = ""
     clock: Clock | None = None
 
@@ -141,6 +142,9 @@ class FakeReplica:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         asked = Asked({k.lower(): v for k, v in request.headers.items()}, await request.read())
         self.asked.append(asked)
+        if self.model and json.loads(asked.body).get("model") not in (None, self.model):
+            error = {"message": "no such model", "code": "model_not_found", "param": "model"}
+            return web.json_response({"error": error}, status=404)
         act = self.acts.popleft() if self.acts else self.default
         try:
             response = await self._act(request, act, json.loads(asked.body))
@@ -284,6 +288,13 @@ class World:
     internal_url: str
     replicas: list[FakeReplica]
     session: aiohttp.ClientSession
+    listed: list[tuple[str, int]]
+    """What names the replicas: a test may change it."""
+
+    def unlist(self, replica: FakeReplica) -> None:
+        """The replica is gone from the list."""
+        host, _, port = replica.address.rpartition(":")
+        self.listed.remove((host, int(port)))
 
     async def ask(self, *, headers: dict[str, str] | None = None, **body: Any) -> Answer:
         """A chat request to its end."""
@@ -396,7 +407,12 @@ async def running(
         await stack.enter_async_context(serving(listeners, grace_s=1))
         client = await stack.enter_async_context(aiohttp.ClientSession())
         world = World(
-            core, url_of(public, tls=tls is not None), url_of(inside), list(replicas), client
+            core,
+            url_of(public, tls=tls is not None),
+            url_of(inside),
+            list(replicas),
+            client,
+            addresses,
         )
         speaking = sum(r.service == "assistant" and not r.silent for r in replicas)
         known = core.replicas.known

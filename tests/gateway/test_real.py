@@ -170,6 +170,13 @@ def test_promises_through_real_processes(chain: Chain) -> None:
         target = 'sloserve_slo_target_seconds{promise="tpot",service="assistant",slo_class="chat"}'
         assert gateway.metric(target) == 0.09
 
+        # Another name for the model is the business of new replicas: these keep theirs.
+        renamed = MANIFEST.format(generation=3, tpot="90ms")
+        chain.config.write_text(renamed.replace("{source:", "{servedName: helper, source:"))
+        wait_for(lambda: gateway.metric("sloserve_config_generation") == 3)
+        done = client.completions.create(model="assistant", prompt="Still", max_tokens=3)
+        assert done.model == "assistant"
+
         # A replica is killed in the middle of an answer: said so; the next one is served.
         with client.completions.with_streaming_response.create(
             model="assistant", prompt="On", max_tokens=2000, stream=True

@@ -1,8 +1,10 @@
 """Sockets and signals."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ async def hello(scope: dict[str, Any], receive: Any, send: Any) -> None:
     [
         ("127.0.0.1:80", ("127.0.0.1", 80)),
         ("[::1]:0", ("::1", 0)),
-        (":9", ("0.0.0.0", 9)),
+        (":9", ("", 9)),
+        ("0.0.0.0:9", ("0.0.0.0", 9)),
         ("localhost:65535", ("localhost", 65535)),
     ],
 )
@@ -47,6 +50,29 @@ def test_a_taken_port_is_told_with_what_to_do() -> None:
             serve.bind("127.0.0.1", port)
     finally:
         sock.close()
+
+
+def has_address(host: str) -> bool:
+    """Whether this machine has it: a container may know IPv6 and have no address of it."""
+    with contextlib.suppress(Failed), contextlib.closing(serve.bind(host, 0)):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("has_both", [True, False])
+def test_all_addresses_are_those_of_both_families_where_there_are_both(
+    has_both: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_both = has_both and socket.has_dualstack_ipv6()
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: has_both)
+    with contextlib.closing(serve.bind(*serve.parse_listen(":0"))) as sock:
+        port = sock.getsockname()[1]
+        for host in ("127.0.0.1", *(["::1"] if has_both and has_address("::1") else [])):
+            with socket.create_connection((host, port), timeout=5):
+                pass
+        with pytest.raises(Failed, match="choose another"):
+            serve.bind("", port)
+        assert sock.family is (socket.AF_INET6 if has_both else socket.AF_INET)
 
 
 def test_an_address_that_is_not_ours_is_told() -> None:

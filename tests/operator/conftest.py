@@ -227,6 +227,8 @@ class FakeCluster:
             raise error
         if verb in ("get", "list"):
             self.reads += 1
+        if verb != "get" and kind.optional and kind.kind not in self.known:
+            raise ApiError(404, "the server could not find the requested resource")
 
     def _default(self, obj: Obj) -> None:
         """Some of what a real server adds and rewrites."""
@@ -288,6 +290,12 @@ class FakeCluster:
         paths = {p for p, _ in leaves(obj) if p[0] not in ("apiVersion", "kind")}
         self.owned.setdefault(at, {}).setdefault(manager, set()).update(paths)
         return self._store(at, merged, verb="")
+
+    def remove_kind(self, kind: str) -> None:
+        """Delete a CRD, and with it every object of the kind."""
+        self.known.discard(kind)
+        for at in [at for at in self.objects if at[0] == kind]:
+            del self.objects[at]
 
     def remove(self, kind: str, namespace: str, name: str) -> None:
         """Delete; what it owned goes too, as the garbage collector does."""

@@ -37,6 +37,8 @@ def test_everything_can_be_told_by_the_environment() -> None:
             "SLOSERVE_PROMETHEUS_LABELS": "app=prom",
             "SLOSERVE_MONITOR_LABELS": "release=prometheus",
             "SLOSERVE_RUNBOOK_URL": "https://wiki.example/runbook",
+            "SLOSERVE_REPLICA_REQUESTS": "cpu=1000m,memory=2Gi",
+            "SLOSERVE_GATEWAY_REQUESTS": "",
         }
     )
     assert told.runbook_url == "https://wiki.example/runbook"
@@ -52,12 +54,15 @@ def test_everything_can_be_told_by_the_environment() -> None:
     assert not told.network_policies
     assert told.prometheus_labels == {"app": "prom"}
     assert told.monitor_labels == {"release": "prometheus"}
+    assert told.replica_requests == {"cpu": "1", "memory": "2Gi"}, "as the API server writes it"
+    assert told.gateway_requests == {}
 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("SLOSERVE_FS_GROUP", "x"), ("SLOSERVE_NETWORK_POLICIES", "maybe"),
-     ("SLOSERVE_MONITOR_LABELS", "release")],
+     ("SLOSERVE_MONITOR_LABELS", "release"), ("SLOSERVE_REPLICA_REQUESTS", "cpu"),
+     ("SLOSERVE_GATEWAY_REQUESTS", "cpu=much")],
 )  # fmt: skip
 def test_what_can_not_be_meant_is_refused_by_name(variable: str, value: str) -> None:
     with pytest.raises(BadInput, match=variable):

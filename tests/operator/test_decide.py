@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,25 @@ def test_zero_replicas_are_idle_and_only_autoscaling_holds_requests(scene: Scene
     assert scene.condition(Type.ACCEPTED) == ("True", "ReplicasIgnored")
 
 
-def pod_in(state: Obj, *, last: Obj | None = None, name: str = "chat-replica-1") -> Obj:
+def pod_in(
+    state: Obj, *, last: Obj | None = None, name: str = "chat-replica-1", part: str = "replica"
+) -> Obj:
     meta = {"name": name, "namespace": "team", "uid": name,
-            "labels": names.labels("chat", names.REPLICA)}  # fmt: skip
-    container = {"name": "replica", "image": "r/i:1", "state": state, "lastState": last or {},
+            "labels": names.labels("chat", part)}  # fmt: skip
+    probe = {"periodSeconds": 2, "failureThreshold": 30}
+    container = {"name": part, "image": "r/i:1", "state": state, "lastState": last or {},
                  "ready": False, "started": False, "restartCount": 1}  # fmt: skip
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta,
+            "spec": {"containers": [{"name": part, "startupProbe": probe}]},
             "status": {"containerStatuses": [container]}}  # fmt: skip
+
+
+def ended_well(*, after_s: int) -> Obj:
+    """A container that ended with exit code 0."""
+    start = datetime(2026, 11, 21, 23, 59, 30, tzinfo=UTC)
+    end = start + timedelta(seconds=after_s)
+    return {"terminated": {"exitCode": 0, "reason": "Completed", "message": "good bye\n",
+            "startedAt": f"{start:%FT%TZ}", "finishedAt": f"{end:%FT%TZ}"}}  # fmt: skip
 
 
 def waiting(reason: str, message: str = "") -> Obj:
@@ -183,6 +196,12 @@ TROUBLES = [
      "Crashing", "sloserve: no such model"),
     (pod_in(waiting("CrashLoopBackOff"), last={"terminated": {"exitCode": 0}}), "LoadTimeout",
      "loadTimeout"),
+    (pod_in({"running": {}}, last=ended_well(after_s=69)), "LoadTimeout", "loadTimeout"),
+    (pod_in(waiting("CrashLoopBackOff"), last=ended_well(after_s=40)), "Crashing",
+     "ended with exit code 0 after 40 s: by itself, or its liveness probe told it to (last line: "
+     "good bye)"),
+    (pod_in({"running": {}}, last=ended_well(after_s=69), name="g", part="gateway"), "LoadTimeout",
+     "pod g was ended by its probes and starts again: it was not up in time"),
 ]  # fmt: skip
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from sloserve_operator.api import CHILD_KINDS, Obj
 from sloserve_operator.cluster import ApiError
+from sloserve_operator.conditions import Type, find
 from sloserve_operator.lease import Lease
-from sloserve_operator.operator import LOST_LEASE, Operator
+from sloserve_operator.operator import LOST_LEASE, OPTIONAL, Operator
 from sloserve_operator.settings import OperatorSettings
 
 Fake = Any
@@ -61,6 +62,64 @@ def test_it_leads_works_heals_what_it_did_not_hear_and_steps_down(
         assert ended == []
 
     asyncio.run(story())
+
+
+def monitoring(cluster: Fake) -> tuple[str, str]:
+    told = find(cluster.one("SLOService", "chat").get("status") or {}, Type.MONITORING_READY)
+    return told.get("status", ""), told.get("reason", "")
+
+
+def test_kinds_that_come_and_go_are_noticed_long_before_the_next_complete_look(
+    cluster: Fake, manifest: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sloserve_operator.operator.KINDS_S", 0.01)
+
+    async def story() -> None:
+        cluster.known.clear()
+        cluster.put(manifest())
+        operator = an_operator(cluster, [], resync_s=3600.0)
+        cluster.watchers.append(operator.heard)
+        await operator.start()
+        await until(lambda: monitoring(cluster) == ("True", "KindMissing"))
+        cluster.known |= OPTIONAL.keys()
+        await until(lambda: monitoring(cluster) == ("True", "MonitorExists"))
+        assert children(cluster) == NUM_CHILDREN + 3  # two monitors and a board
+        for kind in OPTIONAL:
+            cluster.remove_kind(kind)
+        await until(lambda: monitoring(cluster) == ("True", "KindMissing"))
+        await until(lambda: children(cluster) == NUM_CHILDREN)
+        assert not [obj for kind in OPTIONAL for obj in operator.cache.of_kind(kind)]
+        await until(lambda: operator.queue.idle)
+        failed = "sloserve_operator_reconciles_total", "failed"
+        assert f'{failed[0]}{{result="{failed[1]}"}} 0.0' in operator.figures.text().decode()
+        await operator.stop()
+
+    asyncio.run(story())
+
+
+def test_a_kind_without_a_right_to_it_is_not_looked_at_again_and_again(
+    cluster: Fake, manifest: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sloserve_operator.operator.KINDS_S", 0.002)
+    looks: list[str] = []
+
+    def no_right(verb: str, kind: str, name: str) -> ApiError | None:
+        looks.append(f"{verb} {kind}")
+        return ApiError(403, "no right") if kind in OPTIONAL else None
+
+    async def story() -> None:
+        cluster.fail = no_right
+        cluster.known |= OPTIONAL.keys()
+        cluster.put(manifest())
+        operator = an_operator(cluster, [])
+        await operator.start()
+        await until(lambda: monitoring(cluster) == ("True", "KindMissing"))
+        reads = cluster.reads
+        await until(lambda: cluster.reads >= reads + 20)  # ten times asked for kinds
+        await operator.stop()
+
+    asyncio.run(story())
+    assert [looks.count(f"list {kind}") for kind in OPTIONAL] == [1, 1]
 
 
 def test_it_waits_for_the_lease_and_the_crd_before_it_looks_at_anything(

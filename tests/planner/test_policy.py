@@ -133,6 +133,43 @@ def a_decode(a_row: Rows, id: int, **changes: object) -> Row:
     return a_row(id, **values)
 
 
+def test_slots_that_are_all_taken_are_named_and_retried_when_one_should_be_free(
+    a_row: Rows, a_snapshot: Snapshots
+) -> None:
+    limits = Limits(block_size=16, num_blocks=8192, max_running=4)
+    running = [
+        a_decode(a_row, i, due_s=0.3, tpot_s=0.3, expected_output=100.0 * i, max_output=400)
+        for i in (1, 2, 3, 4)
+    ]
+    new = a_row(9, due_s=0.5, may_wait=False)
+    snapshot = a_snapshot(running, [new], limits=limits)
+    verdict = make_policy("sloserve").plan(snapshot).infeasible[9]
+    assert verdict.reason is Reason.TTFT, "a first token that must wait for somebody's end"
+    assert "4 requests run" in verdict.message
+    assert "engine.maxRunning" in verdict.message
+    first_end_s = 100 * snapshot.model.step_s(4, context=4 * 500.0)
+    assert verdict.retry_after_s == pytest.approx(first_end_s, rel=0.05)
+    assert verdict.earliest_first_token_s > verdict.retry_after_s
+    again = a_snapshot(running[1:], [new], limits=limits)
+    assert make_policy("sloserve").plan(again).admitted == (9,), "one slot is enough for it"
+
+
+def test_of_two_that_come_for_one_slot_the_other_is_told_when_somebody_ends(
+    a_row: Rows, a_snapshot: Snapshots
+) -> None:
+    limits = Limits(block_size=16, num_blocks=8192, max_running=2)
+    running = [a_decode(a_row, 1, due_s=0.3, tpot_s=0.3, expected_output=100.0, max_output=400)]
+    new = [
+        a_row(i, due_s=0.05 * i, expected_output=300.0, max_output=300, may_wait=False)
+        for i in (8, 9)
+    ]
+    plan = make_policy("sloserve").plan(a_snapshot(running, new, limits=limits))
+    assert len(plan.admitted) == 1
+    (refused,) = plan.infeasible
+    step_s = a_snapshot().model.step_s(2, context=500.0)
+    assert plan.infeasible[refused].retry_after_s == pytest.approx(100 * step_s, rel=0.05)
+
+
 def test_a_pace_that_can_not_be_kept_is_named_as_the_reason(
     a_row: Rows, a_snapshot: Snapshots
 ) -> None:

@@ -70,7 +70,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "sloserve.pairs" -}}
 {{- $pairs := list -}}
 {{- range $name, $value := . -}}
-{{- $pairs = append $pairs (printf "%s=%s" $name $value) -}}
+{{- $pairs = append $pairs (printf "%s=%v" $name $value) -}}
 {{- end -}}
 {{- join "," $pairs -}}
 {{- end -}}

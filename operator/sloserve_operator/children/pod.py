@@ -1,7 +1,7 @@
 """What pods of both parts share: restricted Pod Security, spread, drain, places to write."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sloserve.slo.cluster import ImageSpec, PodSpec
 from sloserve_operator import names
@@ -116,7 +116,36 @@ def template(
     if secrets:
         body["imagePullSecrets"] = [{"name": name} for name in secrets]
     whole = {"metadata": {"labels": names.labels(spec.name, part)}, "spec": body}
-    return lay_over(whole, pod.pod_template, selector=selector, field=f"spec.{where}.podTemplate")
+    made = lay_over(whole, pod.pod_template, selector=selector, field=f"spec.{where}.podTemplate")
+    settings = subject.settings
+    defaults = settings.replica_requests if part == names.REPLICA else settings.gateway_requests
+    _reserve(made, part, defaults)
+    return made
+
+
+def _reserve(template: Obj, part: str, defaults: Mapping[str, str]) -> None:
+    """
+    Requests for what nobody said anything about: a pod without any is the first to starve.
+
+    A limit stands for a request of the same amount, and a pod may declare resources as a whole.
+    """
+    if template["spec"].get("resources"):
+        return
+    template["spec"]["containers"] = [
+        _reserving(container, defaults)
+        if isinstance(container, dict) and container.get("name") == part
+        else container
+        for container in template["spec"]["containers"]
+    ]
+
+
+def _reserving(container: Obj, defaults: Mapping[str, str]) -> Obj:
+    declared = container.get("resources") or {}
+    told = [declared.get(kind) or {} for kind in ("requests", "limits")]
+    missing = {n: amount for n, amount in defaults.items() if not any(n in part for part in told)}
+    if not missing:
+        return container
+    return {**container, "resources": {**declared, "requests": {**told[0], **missing}}}
 
 
 def _apart_by_zone(selector: Obj) -> Obj:

@@ -23,6 +23,7 @@ class Generate:
     last_hop: bool = True
     cache_salt: str = ""
     streamed: bool = True  # False: its promise is judged as a whole, at the end
+    request_id: str = ""  # the client's, for log lines; several sequences may share it
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,8 @@ class Engine:
         try:
             self._add(generate)
         except Exception as error:
-            log.error("a request could not be taken in", exc_info=error)
+            told = {"request_id": generate.request_id}
+            log.error("a request could not be taken in", exc_info=error, extra=told)
             self._outbox.append((generate.key, _broken(error)))
 
     def _add(self, generate: Generate) -> None:

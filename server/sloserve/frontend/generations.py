@@ -167,6 +167,7 @@ def _jobs(
                 arrival_s=ask.arrival_s,
                 last_hop=ask.last_hop,
                 streamed=bool(body.stream),
+                request_id=ask.request_id,
             )
             jobs.append(Job(len(jobs), prompt, generate))
     return jobs

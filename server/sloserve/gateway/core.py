@@ -11,6 +11,7 @@ import aiohttp
 from sloserve.errors import Reason
 from sloserve.gateway.keys import Key, Keyring
 from sloserve.gateway.ledger import Ledger
+from sloserve.gateway.names import ServedNames
 from sloserve.gateway.pending import WaitingRoom
 from sloserve.gateway.replicas import Replicas
 from sloserve.gateway.settings import Settings
@@ -55,6 +56,7 @@ class Core:
         tracer: Tracer = NO_TRACER,
     ) -> None:
         self.spec = spec
+        self.names = ServedNames(spec)
         self.settings = settings or Settings()
         self.session = session
         self.router = router
@@ -78,6 +80,7 @@ class Core:
 
     def apply(self, spec: ServiceSpec) -> None:
         """A new manifest is in force, from the next request on."""
+        self.names.apply(spec, listed=self.replicas.known)
         self.spec = spec
         self.ledger.apply(spec)
         self.room.ring()
@@ -100,6 +103,16 @@ class Core:
                 since_s = exchange.ticket.sending_since_s
                 if since_s is not None and since_s < least_s:
                     exchange.end(Reason.SLOW_READER)
+
+    def check_model(self, name: str) -> None:
+        """Raises NotFound for a model that is not served here, nor was until a moment ago."""
+        self.names.check(name, staying=self.replicas.staying())
+
+    def may_serve(self, name: str) -> bool:
+        """Whether some replica answers to this model name, as far as known, or will soon."""
+        replicas = self.replicas
+        willing = any(name not in replicas.known[a].refused_models for a in replicas.staying())
+        return willing or self.names.is_coming(name, listed=replicas.known)
 
     @property
     def max_hops(self) -> int:

@@ -9,10 +9,10 @@ import asyncio
 
 import aiohttp
 
-from sloserve.errors import Declined, Reason, SloserveError, Unavailable
+from sloserve.errors import Declined, NotFound, Reason, SloserveError, Unavailable
 from sloserve.gateway.core import Core
 from sloserve.gateway.passing import count, end_broken, pass_refusal, pass_stream, pass_whole
-from sloserve.gateway.promise import MISSED, Judgement, cancelled_whole
+from sloserve.gateway.promise import MISSED, NOT_COUNTED, Judgement, cancelled_whole
 from sloserve.gateway.replicas import Upstream
 from sloserve.gateway.reply import Receive, Send, refuse
 from sloserve.gateway.stream import Died
@@ -98,7 +98,8 @@ class Exchange:
     async def _serve(self) -> None:
         core = self._core
         while True:
-            choice = core.router(self._ask(), core.replicas.views(), core.state)
+            views = core.replicas.views(self.ticket.seen.model)
+            choice = core.router(self._ask(), views, core.state)
             upstream = core.replicas.known.get(choice.replica or "")
             if upstream is None:
                 await self._wait(choice)
@@ -134,6 +135,8 @@ class Exchange:
     async def _wait(self, choice: Choice) -> None:
         """Until the next report: while slack is left, or while a replica is coming."""
         core, ticket = self._core, self.ticket
+        if ticket.seen.model is not None:
+            core.check_model(ticket.seen.model)
         now_s = core.clock()
         timeout_s = choice.pend_s
         if timeout_s <= 0.0:
@@ -214,6 +217,11 @@ class Exchange:
             await response.read()  # so that the connection can be used again
             another_is_asked(ticket, reason=reason, status=response.status)
             return False
+        if response.status == 404 and self._may_be_served_elsewhere(upstream):
+            await response.read()
+            ticket.num_hops -= 1  # it was the wrong one to ask
+            another_is_asked(ticket, reason=reason, status=response.status)
+            return False
         told_s = _seconds(headers.get(SLO_TTFT_MS))
         ticket.promised(told_ttft_s=told_s, zero_load_s=self._zero_load_s())
         if decision is None and response.status == 200:
@@ -229,6 +237,17 @@ class Exchange:
         pass_on = pass_stream if streamed else pass_whole
         await pass_on(core, ticket, self._send, response, sent_s=sent_s)
         return True
+
+    def _may_be_served_elsewhere(self, upstream: Upstream) -> bool:
+        """
+        The replica does not know the model's name, which is good here: it is one that is replaced,
+        or already new. Whether another one knows it, or will.
+        """
+        model = self.ticket.seen.model
+        if model is None:
+            return False
+        upstream.refused_models.add(model)
+        return self._core.may_serve(model)
 
     def _learn(self, upstream: Upstream, prompt_tokens: str) -> None:
         """What the replica told of the prompt serves the next estimate."""
@@ -286,7 +305,8 @@ class Exchange:
         told = refusal(error)
         ticket.status = told.status
         decided(ticket, told.status, told.headers)
-        count(self._core, ticket, "refused", MISSED)
+        judged = NOT_COUNTED if isinstance(error, NotFound) else MISSED
+        count(self._core, ticket, "refused", judged)
         await refuse(self._send, told, ticket.explanation())
 
     def _judge_cancelled(self) -> Judgement:

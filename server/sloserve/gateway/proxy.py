@@ -7,7 +7,7 @@ import asyncio
 import random
 from collections.abc import Mapping
 
-from sloserve.errors import NotFound, Reason, SloserveError
+from sloserve.errors import Reason, SloserveError
 from sloserve.gateway.core import Core
 from sloserve.gateway.exchange import Exchange
 from sloserve.gateway.keys import Key, KeyRefused
@@ -22,7 +22,6 @@ from sloserve.http.offers import ResolvedOffer, resolve_offer
 from sloserve.http.tracing import Span
 from sloserve.logs import bind
 from sloserve.routing import prefix_keys
-from sloserve.slo.service import ServiceSpec
 from sloserve.wire import (
     ANNOTATE,
     PROMISE,
@@ -122,7 +121,7 @@ class Proxy:
         seen = peek(body)
         model = core.spec.model.served_name if seen.model is None else seen.model
         key.check_model(model)
-        _check_served(core.spec, model)
+        core.check_model(model)
         resolved, promise = self._resolve(headers, key)
         key.check_class(resolved.offer.slo_class)
         passed = FORWARDED if span.trace_id else (*FORWARDED, *TRACE_CONTEXT)
@@ -199,12 +198,6 @@ def unauthenticated(core: Core, authorization: str | None) -> Refusal | None:
 
 def _status(error: SloserveError) -> int:
     return error.refusal.status if isinstance(error, KeyRefused) else 0
-
-
-def _check_served(spec: ServiceSpec, model: str) -> None:
-    known = [spec.model.served_name, *(lora.name for lora in spec.model.lora)]
-    if model not in known:
-        raise NotFound(f"model {model[:120]!r} is not served here; served: {', '.join(known)}")
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

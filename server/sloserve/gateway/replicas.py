@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import aiohttp
@@ -48,6 +48,8 @@ class Upstream:
         """When the report came (monotonic)."""
         self.unreported_tokens = 0.0
         self.attempts: set[Attempt] = set()
+        self.refused_models: set[str] = set()
+        """Names of models that the gateway serves and this one does not, yet or any more."""
         self.problem = "not asked yet"
         """Why there is no report, for people."""
         self.told = UNKNOWN
@@ -72,6 +74,7 @@ class Upstream:
         """It can't be reached: nothing is known of it."""
         self.report = None
         self.problem = problem
+        self.refused_models.clear()
 
     def state(self, now_s: float) -> str:
         """loading, ready, draining, or unknown."""
@@ -121,10 +124,16 @@ class Replicas:
         self._polls: set[asyncio.Task[None]] = set()
         self.known: dict[str, Upstream] = {}
 
-    def views(self) -> list[routing.Replica]:
-        """What the router looks at."""
+    def views(self, model: str | None = None) -> list[routing.Replica]:
+        """What the router looks at: all but those that do not serve `model`."""
         now_s = self._clock()
-        return [upstream.view(now_s) for upstream in self.known.values()]
+        return [u.view(now_s) for u in self.known.values() if model not in u.refused_models]
+
+    def staying(self) -> Iterator[str]:
+        """Addresses of all that are not about to leave."""
+        for address, upstream in self.known.items():
+            if upstream.report is None or upstream.report.state != "draining":
+                yield address
 
     def states(self) -> dict[str, int]:
         """How many replicas are in each state."""

@@ -28,24 +28,30 @@ CERTIFICATE_POLL_S = 1.0
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, `[::1]:PORT` or `:PORT` (all addresses); port 0 takes a free one."""
+    """`HOST:PORT`, `[::1]:PORT` or `:PORT` (host "": all addresses); port 0 takes a free one."""
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise BadInput(f"got {text!r}, allowed: HOST:PORT with a port from 0 to 65535")
-    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def bind(host: str, port: int) -> socket.socket:
     """
     A listening socket. Raises Failed with the address and what to do when it is taken.
 
-    Binding comes before everything that takes time, so that a taken port is told at once.
+    Host "" is every address: one socket for IPv6 and IPv4 where the machine has both, so that a
+    pod is reached by whatever addresses its cluster gives it. Binding comes before everything that
+    takes time, so that a taken port is told at once.
     """
     try:
+        both = not host and socket.has_dualstack_ipv6()
+        host = host or ("::" if both else "0.0.0.0")
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            if both:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.bind((host, port))
             sock.listen(2048)
         except OSError:

@@ -9,12 +9,13 @@ from sloserve.planner.feasibility import First, Job, Machine, Play, play
 from sloserve.planner.memory import Fit, fit, peak_tokens
 from sloserve.planner.settings import Settings
 from sloserve.planner.types import Row, Snapshot, Verdict
-from sloserve.planner.verdicts import no_blocks, refused
+from sloserve.planner.verdicts import no_blocks, no_slot, refused
 from sloserve.planner.view import Ask, View, view, work_s
 
 _NOTHING = First(inf, (), 0.0, 0.0)
 KV_FULL = Play(False, _NOTHING, Reason.KV)
 SLOTS_FULL = Play(False, _NOTHING, Reason.TTFT)
+"""As many run as may: whoever comes waits for a first token until one of them ends."""
 
 
 class Decision:
@@ -157,12 +158,23 @@ class Decision:
         jobs = [*self._jobs([a for a in asks if a is not ask]), last]
         result = self.run(jobs, lockstep=cause.reason is Reason.KV)
         earliest_s = dict(result.finished).get(ask.id, result.first.predicted_s)
+        others = [a.holder for a in asks if a is not ask]
+        if cause is SLOTS_FULL:
+            over = len(self.seen.rows) + len(others) + 1 - limits.max_running
+            ends = sorted(h.left for h in (*self.seen.holders(), *others))
+            steps = ends[min(over, len(ends)) - 1] if over > 0 and ends else 0.0
+            return no_slot(
+                max_running=limits.max_running,
+                ttft_left_s=row.due_s - self.snapshot.now_s,
+                earliest_s=earliest_s,
+                until_free_s=steps * self._pace_s(len(ends)),
+            )
         if cause.reason is Reason.KV:
-            holders = [*self.seen.holders(), *(a.holder for a in asks if a is not ask), ask.holder]
+            holders = [*self.seen.holders(), *others, ask.holder]
             size = limits.block_size
             peak = peak_tokens(holders, spare=size - 1, z=self.settings.z)
             over = peak - limits.num_blocks * size
-            pace_s = self.snapshot.model.step_s(len(holders), context=float(self.seen.field.total))
+            pace_s = self._pace_s(len(holders))
             until_s = 0.0
             for tokens, left, _ in sorted(self.seen.holders(), key=lambda h: h.left):
                 if over <= 0:
@@ -182,6 +194,10 @@ class Decision:
             tpot_s=row.tpot_s,
             earliest_s=earliest_s,
         )
+
+    def _pace_s(self, num_rows: int) -> float:
+        """Seconds per token when so many run: a step of decodes alone."""
+        return self.snapshot.model.step_s(num_rows, context=float(self.seen.field.total))
 
     def _try(self, asks: Sequence[Ask]) -> Play:
         if self.seen.totals.num_holders + len(asks) > self.snapshot.limits.max_running:

@@ -49,6 +49,24 @@ def no_blocks(*, needed: int, num_blocks: int, earliest_s: float, until_free_s: 
     )
 
 
+def no_slot(
+    *, max_running: int, ttft_left_s: float, earliest_s: float, until_free_s: float
+) -> Verdict:
+    """
+    The verdict on one that comes while as many run as may.
+
+    `earliest_s` is when its first token would come if one more might run; `until_free_s` is when
+    enough of the others should have ended, by the lengths expected of them.
+    """
+    return Verdict(
+        Reason.TTFT,
+        f"{max_running} requests run, and no more may at once (engine.maxRunning); one should end"
+        f" in {until_free_s:.2f} s, the first token is due in {max(0.0, ttft_left_s):.3f} s",
+        until_free_s + earliest_s,
+        max(LEAST_RETRY_S, until_free_s),
+    )
+
+
 def hopeless(*, ttft_left_s: float, solo_s: float, ttft_s: float) -> Verdict:
     """The verdict on one that would be late even alone."""
     return Verdict(

@@ -286,6 +286,41 @@ def test_gpus_are_asked_for_when_nobody_did(children: Callable[..., Children]) -
     assert limits({"device": "cpu"}) is None
 
 
+@pytest.mark.parametrize("part", [names.REPLICA, names.GATEWAY])
+def test_no_pod_is_the_first_to_starve(children: Callable[..., Children], part: str) -> None:
+    where = "engine" if part == names.REPLICA else "gateway"
+
+    def resources(declared: Obj, settings: OperatorSettings | None = None) -> Obj:
+        return dict(main(children(settings, **{where: declared}), part).get("resources", {}))
+
+    plain = resources({})
+    assert set(plain) == {"requests"}, "limits that nobody asked for"
+    assert set(plain["requests"]) == {"cpu", "memory"}
+    asked = resources({"resources": {"requests": {"cpu": "2000m"}}})["requests"]
+    assert asked == {**plain["requests"], "cpu": "2"}
+    overlay = {"spec": {"containers": [{"name": part, "resources": {"limits": {"memory": "9Mi"}}}]}}
+    # beside a limit the API server refuses a larger request, and makes one of the same size
+    for limited in ({"resources": {"limits": {"memory": "9Mi"}}}, {"podTemplate": overlay}):
+        found = resources(limited)
+        assert found == {
+            "limits": {"memory": "9Mi"},
+            "requests": {"cpu": plain["requests"]["cpu"]},
+        }
+    whole = {"podTemplate": {"spec": {"resources": {"limits": {"cpu": "50m"}}}}}
+    assert resources(whole) == {}
+    none = OperatorSettings(replica_requests={}, gateway_requests={})
+    assert resources({}, none) == {}
+    own = OperatorSettings(replica_requests={"cpu": "3"}, gateway_requests={"cpu": "3"})
+    assert resources({}, own) == {"requests": {"cpu": "3"}}
+
+
+def test_what_a_replica_reserves_leaves_its_gpus_alone(children: Callable[..., Children]) -> None:
+    made = children(model={"source": "hf://org/model"}, engine={"device": "cuda"})
+    found = main(made, names.REPLICA)["resources"]
+    assert found["limits"] == {"nvidia.com/gpu": "1"}
+    assert set(found["requests"]) == {"cpu", "memory"}
+
+
 def test_gpus_of_a_pod_talk_through_memory(children: Callable[..., Children]) -> None:
     engine = {"device": "cuda", "tensorParallelSize": 4}
     made = children(model={"source": "hf://org/model"}, engine=engine)

@@ -64,6 +64,8 @@ class World:
     async def resync(self) -> None:
         """Look at everything, as the operator does every few minutes."""
         for kind in (SERVICE, *CHILD_KINDS.values(), POD):
+            if kind.optional and kind.kind not in self.cluster.known:
+                continue
             labels = "" if kind is SERVICE else names.OURS
             listed = await self.cluster.list_all(kind, None, labels=labels)
             self.cache.replace(kind.kind, listed.items, version=listed.version)

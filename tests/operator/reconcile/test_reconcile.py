@@ -77,6 +77,25 @@ def test_a_spelling_of_the_api_server_is_not_fought_over(world: World, manifest:
     asyncio.run(story())
 
 
+def test_a_kind_that_is_gone_is_told_and_keeps_nothing_else_from_being_made(
+    world: World, manifest: Make
+) -> None:
+    async def story() -> None:
+        world.operator.kinds = frozenset({"PodMonitor", "PrometheusRule"})  # as it was a while ago
+        world.cluster.put(manifest(observability={"dashboard": "Never"}))
+        await world.settle()
+        assert len(children(world.cluster)) == NUM_CHILDREN
+        assert world.operator.kinds == frozenset()
+        assert world.condition(Type.MONITORING_READY) == ("True", "KindMissing")
+        assert world.condition(Type.READY) != ("False", "NotAccepted")
+        before = len(world.cluster.writes)
+        world.dirty[CHAT] = None
+        await world.settle()
+        assert world.cluster.writes[before:] == []
+
+    asyncio.run(story())
+
+
 def test_what_somebody_changes_or_deletes_comes_back(world: World, manifest: Make) -> None:
     async def story() -> None:
         world.cluster.put(manifest())
@@ -138,10 +157,10 @@ def test_an_object_of_that_name_that_is_not_ours_is_never_touched(
         assert world.cluster.one("Service", "chat-gateway") == before
         assert world.condition(Type.ACCEPTED) == ("False", "NameConflict")
         assert "Service chat-gateway" in find(world.status, Type.ACCEPTED)["message"]
+        assert await world.look() == 10.0, "it looks again by itself"
         world.cluster.remove("Service", "team", "chat-gateway")
-        world.time_s += 61  # it looks again by itself
-        again_s = await world.look()
-        assert again_s is None or again_s <= 61
+        world.time_s += 10.0
+        await world.look()
         await world.settle()
         assert world.condition(Type.ACCEPTED) == ("True", "Accepted")
         assert "ownerReferences" in world.cluster.one("Service", "chat-gateway")["metadata"]
