@@ -69,6 +69,10 @@ def available(facts: Facts) -> Condition:
     if facts.gateways.ready == 0:
         text = f"no gateway of {facts.gateways.wanted} is ready"
         return Condition(Type.AVAILABLE, FALSE, Why.NO_GATEWAY, text)
+    found = [r for r in facts.fleet.replicas().values() if r.state != "loading"]
+    if replicas.ready > 0 and facts.fleet.reports and not found:
+        text = f"no gateway has found one of {replicas.ready} ready replicas yet; {held}"
+        return Condition(Type.AVAILABLE, TRUE, Why.HOLDING, text)
     if replicas.ready > 0:
         text = f"{replicas.ready} replicas answer"
         return Condition(Type.AVAILABLE, TRUE, Why.ANSWERING, text)

@@ -141,6 +141,18 @@ def test_replicas_that_are_not_up_are_told(scene: Scene, replica: Make) -> None:
     assert told == "1 replicas load: fetching the model, 1.0 of 3.0 GiB"
 
 
+def test_requests_are_held_until_a_gateway_has_found_a_replica(scene: Scene, replica: Make) -> None:
+    scene.running().told(replicas=[]).told(replicas=[replica(state="loading")])
+    assert scene.condition(Type.AVAILABLE) == ("True", "Holding")
+    assert "no gateway has found one" in scene.message(Type.AVAILABLE)["message"]
+    for state in ("ready", "unknown"):  # silent for a second: known all the same
+        scene.reports.clear()
+        scene.told(replicas=[]).told(replicas=[replica(state=state)])
+        assert scene.condition(Type.AVAILABLE) == ("True", "Answering")
+    scene.reports.clear()  # gateways that the operator does not hear prove nothing
+    assert scene.condition(Type.AVAILABLE) == ("True", "Answering")
+
+
 def test_the_bytes_of_a_small_model_are_told_in_a_unit_that_shows_them(
     scene: Scene, replica: Make
 ) -> None:
