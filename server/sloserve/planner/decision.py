@@ -160,9 +160,9 @@ class Decision:
         earliest_s = dict(result.finished).get(ask.id, result.first.predicted_s)
         others = [a.holder for a in asks if a is not ask]
         if cause is SLOTS_FULL:
-            over = len(self.seen.rows) + len(others) + 1 - limits.max_running
+            num_over = len(self.seen.rows) + len(others) + 1 - limits.max_running
             ends = sorted(h.left for h in (*self.seen.holders(), *others))
-            steps = ends[min(over, len(ends)) - 1] if over > 0 and ends else 0.0
+            steps = ends[min(num_over, len(ends)) - 1] if num_over > 0 and ends else 0.0
             return no_slot(
                 max_running=limits.max_running,
                 ttft_left_s=row.due_s - self.snapshot.now_s,
