@@ -36,6 +36,8 @@ class Cache:
 
     def __init__(self) -> None:
         self._objects: dict[Key, dict[Ref, Obj]] = {}
+        self._pods: dict[tuple[Key, Ref], None] = {}
+        """Where pods are: they are looked for twice a second."""
         self._listed: dict[tuple[str, str | None], str] = {}
         """Kind and namespace (None: all) -> version of the last complete list."""
 
@@ -50,6 +52,8 @@ class Cache:
             self._tidy(key)
             return None
         place[ref] = obj
+        if ref.kind == POD.kind:
+            self._pods[key, ref] = None
         return key
 
     def drop(self, obj: Obj) -> Key | None:
@@ -60,6 +64,7 @@ class Cache:
         if key is None or known is None or uid_of(known) != uid_of(obj):
             return None
         del place[ref_of(obj)]
+        self._pods.pop((key, ref_of(obj)), None)
         self._tidy(key)
         return key
 
@@ -121,7 +126,7 @@ class Cache:
 
     def pods_of(self, part: str) -> list[Obj]:
         """The pods of one part of every service that is known; of others' services not."""
-        found = [pod for key in self._objects if self.service(key) for pod in self.pods(key)]
+        found = [self._objects[key][ref] for key, ref in self._pods if self.service(key)]
         return [pod for pod in found if label_of(pod, names.COMPONENT) == part]
 
     def of_kind(self, kind: str) -> list[Obj]:

@@ -22,7 +22,7 @@ from sloserve_operator.children.workload import digest, kept, upgraded
 from sloserve_operator.conditions import Why
 from sloserve_operator.facts import Problem, feasibility, fleet_of, gather, promise_digest
 from sloserve_operator.notices import Notice, notices
-from sloserve_operator.observed import Memory, Now, Observed, Rendered
+from sloserve_operator.observed import Memory, Now, Observed, Parsed, Rendered
 from sloserve_operator.pods import leaving, restarts
 from sloserve_operator.settings import OperatorSettings
 from sloserve_operator.status import status_of, status_of_refused
@@ -80,11 +80,12 @@ def decide(observed: Observed, *, settings: OperatorSettings, memory: Memory, no
     if "deletionTimestamp" in service["metadata"]:
         return Decision(memory=memory)
     try:
-        spec = parse_service(_manifest(service))
+        parsed = _parsed(service, memory)
     except BadInput as error:
         generation = int(service["metadata"].get("generation", 1))
         status = status_of_refused(error.message, previous=previous, generation=generation, now=now)
         return _told(Decision(status=status, memory=memory), previous, memory)
+    spec = parsed.spec
     book = _book(spec, observed, previous, memory, now)
     feasible = feasibility(spec, fleet_of(observed), remembered=_remembered(spec, previous, memory))
     scaling = _scaling(spec, observed, feasible, memory, now)
@@ -99,7 +100,14 @@ def decide(observed: Observed, *, settings: OperatorSettings, memory: Memory, no
     )
     decision = Decision(
         status=status_of(facts, previous=previous, now=now),
-        memory=replace(memory, book=book, calm=scaling.calm, feasible=feasible, rendered=rendered),
+        memory=replace(
+            memory,
+            book=book,
+            calm=scaling.calm,
+            feasible=feasible,
+            parsed=parsed,
+            rendered=rendered,
+        ),
         counted=_counted(observed, book),
         again_s=_again_s(observed, scaling, declared=spec.autoscaling, upgrade=upgrade, now=now),
         upgrading=upgrade is Upgrade.BEGINS,
@@ -115,6 +123,15 @@ def decide(observed: Observed, *, settings: OperatorSettings, memory: Memory, no
             pod_notes=_config_notes(spec, observed),
         )
     return _told(decision, previous, memory, scaling=scaling, live=_live(spec, observed))
+
+
+def _parsed(service: Obj, memory: Memory) -> Parsed:
+    """The spec, from memory when its generation is the same. Raises BadInput."""
+    uid, generation = uid_of(service), int(service["metadata"].get("generation", 0))
+    known = memory.parsed
+    if known is not None and (known.uid, known.generation) == (uid, generation) and generation:
+        return known
+    return Parsed(uid, generation, parse_service(_manifest(service)))
 
 
 def _manifest(service: Obj) -> Obj:

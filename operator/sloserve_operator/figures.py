@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from sloserve.metrics import OPERATOR, Kind, Metric
 from sloserve_operator.api import Obj
-from sloserve_operator.conditions import Type, find
+from sloserve_operator.conditions import Type
 
 FROM_THE_START: dict[str, list[tuple[str, ...]]] = {
     "sloserve_operator_reconciles_total": [("unchanged",), ("changed",), ("failed",)],
@@ -65,10 +65,10 @@ class Figures:
         desired = ready = 0
         for service in services:
             status = service.get("status") or {}
-            for condition in Type:
-                state = find(status, condition).get("status")
-                if state is not None:
-                    counts[condition.value, str(state)] += 1
+            for condition in status.get("conditions") or ():
+                told = condition["type"], condition["status"]
+                if told in counts:
+                    counts[told] += 1
             some, _, all_wanted = str(status.get("ready", "0/0")).partition("/")
             desired, ready = desired + int(all_wanted or 0), ready + int(some or 0)
         for (condition_name, state), count in counts.items():

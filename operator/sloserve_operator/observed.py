@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sloserve.slo.service import ServiceSpec
 from sloserve_operator import names
 from sloserve_operator.api import Obj, Ref, controller_of, label_of, uid_of
 from sloserve_operator.autoscale import Calm
@@ -90,6 +91,15 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
+class Parsed:
+    """What one generation says."""
+
+    uid: str
+    generation: int
+    spec: ServiceSpec
+
+
+@dataclass(frozen=True, slots=True)
 class Rendered:
     """The children of one generation: rendering costs more than everything else."""
 
@@ -111,6 +121,7 @@ class Memory:
     calm: Calm | None = None
     feasible: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     """Class -> (hash of its promise and the engine, whether an idle replica can keep it)."""
+    parsed: Parsed | None = None
     rendered: Rendered | None = None
     told: Mapping[str, str] = field(default_factory=dict)
     """What was posted as an Event last, by subject."""

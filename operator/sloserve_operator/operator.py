@@ -32,6 +32,8 @@ AGAIN_S = 5.0
 """Between two tries of the first look."""
 KINDS_S = 15.0
 """Between two looks at which optional kinds the cluster has: a question of a few bytes."""
+REPORTED_S = 0.5
+"""From a gateway's news to the look at its service: the other gateways are asked meanwhile."""
 SETTLE_S = 0.05
 """Kopf sets signal handlers of its own beside the start of the start."""
 OPTIONAL = {name: kind for name, kind in CHILD_KINDS.items() if kind.optional}
@@ -73,7 +75,7 @@ class Operator:
         self.poller = Poller(
             gateways=lambda: self.cache.pods_of(names.GATEWAY),
             asleep=self._asleep,
-            changed=self.queue.add,
+            changed=lambda key: self.queue.add_after(key, REPORTED_S),
             clock=time.monotonic,
             poll_s=settings.poll_s,
         )

@@ -60,6 +60,8 @@ class _Known:
     refused: dict[Ref, tuple[float, str]] = field(default_factory=dict)
     accepted: dict[Ref, tuple[str, str, int]] = field(default_factory=dict)
     """Uid, hash and generation of a child as the API server took it, in its own spelling."""
+    seen: dict[Ref, tuple[Obj, str]] = field(default_factory=dict)
+    """A child as wanted, and the version in which the cluster's was found to be so."""
     claims: dict[str, tuple[float, Claim]] = field(default_factory=dict)
     notes: tuple[Obj, ...] = ()
     notes_s: float = float("-inf")
@@ -217,10 +219,17 @@ class Reconciler:
         return num_writes + await self._annotate(decision.pod_notes)
 
     def _in_place(self, known: _Known, child: Obj, own: Mapping[Ref, Obj]) -> bool:
-        live = own.get(ref_of(child))
-        if live is None or in_place(child, live):
-            return live is not None
-        return known.accepted.get(ref_of(child)) == _mark(child, live)
+        ref = ref_of(child)
+        live = own.get(ref)
+        if live is None:
+            return False
+        before = known.seen.get(ref)
+        if before is not None and before[0] is child and before[1] == version_of(live):
+            return True
+        if in_place(child, live):
+            known.seen[ref] = child, version_of(live)
+            return True
+        return known.accepted.get(ref) == _mark(child, live)
 
     async def _dry_runs(
         self, known: _Known, pending: list[Obj], observed: Observed, now: Now
