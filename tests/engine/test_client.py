@@ -102,9 +102,12 @@ def test_hanging_up_frees_the_blocks_within_one_step(
     asyncio.run(main())
 
 
-def test_cancelling_the_reading_task_cancels_the_request(serving: Any, an_ask: Any) -> None:
+def test_cancelling_the_reading_task_cancels_the_request(
+    serving: Any, an_ask: Any, script: Any
+) -> None:
     async def main() -> None:
-        async with serving() as client:
+        runner = Gated(script([65] * 400))
+        async with serving(runner) as client:
             task = asyncio.create_task(read(client, an_ask(max_tokens=400)))
             await until(lambda: client.num_running == 1)
             await asyncio.sleep(0)
@@ -112,6 +115,7 @@ def test_cancelling_the_reading_task_cancels_the_request(serving: Any, an_ask: A
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert client.num_running == 0
+            runner.permits.release(500)
             await until(lambda: free_blocks(client) == 256)
             assert client.counters is not None
 
