@@ -1,11 +1,16 @@
 """Tiny random models of many families, and a driver that makes ragged batches of requests."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -111,6 +116,52 @@ class Driver:
             sample=seat.computed + count == len(seat.tokens),
             sampling=seat.talk.sampling,
         )
+
+
+@pytest.fixture(scope="module")
+def interpreted_kernels() -> Iterator[ModuleType]:
+    """
+    Our Triton kernels as Triton's interpreter runs them, on CPU.
+
+    Triton interprets what is imported while TRITON_INTERPRET is set, its own library included: it
+    is imported anew for the tests of a module. Its interpreter multiplies bfloat16 as if the bits
+    were whole numbers; here the factors are widened first.
+    """
+    if find_spec("triton") is None:
+        pytest.skip("needs triton, which is for Linux: pip install triton")
+    before = _without_triton()
+    spec = find_spec("sloserve.model.triton_kernel")
+    assert spec is not None
+    assert spec.loader is not None
+    kernels = module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        spec.loader.exec_module(kernels)
+        _mend(import_module("triton.runtime.interpreter"))
+        yield kernels
+    _without_triton()
+    sys.modules.update(before)
+
+
+def _without_triton() -> dict[str, ModuleType]:
+    """Take triton's Python modules out of what is imported; those that were there."""
+    names = [n for n in sys.modules if n.partition(".")[0] == "triton" and "._C" not in n]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _mend(interpreter: Any) -> None:
+    plain, types = interpreter.InterpreterBuilder.create_dot, interpreter.tl
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar != types.bfloat16:
+            return handle
+        wide = interpreter._convert_float(handle.data, types.bfloat16, types.float32, None)
+        return type(handle)(wide.view(np.float32).reshape(handle.data.shape), types.float32)
+
+    def create_dot(builder: Any, a: Any, b: Any, *more: Any) -> Any:
+        return plain(builder, widened(a), widened(b), *more)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
 
 
 @pytest.fixture
@@ -334,3 +385,58 @@ class Service:
 @pytest.fixture
 def a_service() -> type[Service]:
     return Service
+
+
+def _varlen(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    block_table: torch.Tensor,
+) -> torch.Tensor:
+    num_pages, page, kv_heads, _ = keys.shape
+    num_tokens, heads, _ = query.shape
+    assert causal
+    assert page % 256 == 0
+    assert query.stride(-1) == 1
+    assert {t.dtype for t in (cu_seqlens_q, cu_seqlens_k, block_table)} == {torch.int32}
+    assert block_table.shape[0] == len(cu_seqlens_q) - 1 == len(cu_seqlens_k) - 1
+    torch._assert_async((cu_seqlens_q.diff() <= max_seqlen_q).all())
+    torch._assert_async((cu_seqlens_k.diff() <= max_seqlen_k).all())
+    torch._assert_async((block_table < num_pages).all())
+    token = torch.arange(num_tokens, dtype=torch.int32)
+    row = torch.searchsorted(cu_seqlens_q, token, right=True) - 1
+    lengths = cu_seqlens_k.diff()[row]  # (tokens,)
+    position = lengths - cu_seqlens_q[row + 1] + token  # the last query sees the last key
+    at = torch.arange(block_table.shape[1] * page)
+    seen = (at <= position[:, None]) & (at < lengths[:, None])
+    if window_size[0] >= 0:
+        seen &= at >= position[:, None] - window_size[0]
+    if window_size[1] >= 0:
+        seen &= at <= position[:, None] + window_size[1]
+    own_keys, own_values = (
+        memory[block_table.long()].flatten(1, 2)[row].repeat_interleave(heads // kv_heads, dim=2)
+        for memory in (keys, values)
+    )  # (tokens, keys, H, D)
+    scores = torch.einsum("thd,tkhd->thk", query.float(), own_keys.float()) * softmax_scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)
+    return torch.einsum("thk,tkhd->thd", weights, own_values.float()).to(query.dtype)
+
+
+@pytest.fixture
+def varlen() -> Callable[..., torch.Tensor]:
+    """
+    What flash-attn's documentation says of `flash_attn_varlen_func` with a block table, on CPU and
+    in any dtype. Waits for nothing, as the real one.
+    """
+    return _varlen
