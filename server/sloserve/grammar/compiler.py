@@ -12,6 +12,12 @@ from sloserve.errors import BadInput
 from sloserve.grammar.constraint import MAX_CHARACTERS, Constraint, Kind
 from sloserve.grammar.matcher import Grammar, first_line
 
+MAX_ITEMS = 1000
+"""
+Ways in which what was written so far may go on. A schema needs about four per optional property.
+An ambiguous grammar takes time with their cube: 2 ms a token at 500, 140 ms at 2000, and all
+requests of the step wait for it. A grammar that needs more fails there.
+"""
 NUM_CACHED = 128
 """Compiled grammars that are kept, the latest used."""
 
@@ -36,7 +42,7 @@ class Compiler:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._eos_ids = vocabulary.eos_ids
         self._tokenizer = _tokenizer(vocabulary)
-        self._limits = LLParserLimits(verbose_errors=False)
+        self._limits = LLParserLimits(max_items_in_row=MAX_ITEMS, verbose_errors=False)
         self._cache: OrderedDict[tuple[Kind, str], Grammar] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -169,8 +169,7 @@ def _masks(
     rows: Sequence[StepRow], *, size: int
 ) -> tuple[dict[int, NDArray[np.bool_]], dict[int, float]]:
     """
-    By row that has a grammar: the tokens it allows, `(size,)`, and what that took in seconds. A
-    grammar that failed allows none; its answer ends whatever is drawn, so it binds nothing.
+    By row that has a grammar: the tokens it allows, `(size,)`, and what that took in seconds.
     """
     masks: dict[int, NDArray[np.bool_]] = {}
     mask_s: dict[int, float] = {}
