@@ -88,8 +88,8 @@ class Capitals:
             self.asked.append(row.sampling)
         token_id = ord(chr(row.tokens[num_output % row.num_prompt] % 128).upper())
         if self.says is not None:
-            text = self.says.encode()
-            token_id = text[num_output] if num_output < len(text) else EOS_ID
+            said = ByteTokenizer().encode(self.says)
+            token_id = said[num_output] if num_output < len(said) else EOS_ID
         if row.matcher is not None:
             token_id = soonest_end(row.matcher.mask())
         count = row.sampling.logprobs
@@ -269,6 +269,18 @@ def running(unready: Running) -> Iterator[Running]:
     """A server that is ready, for one test alone."""
     with _ready(unready) as server:
         yield server
+
+
+@pytest.fixture
+def reasoning(running: Running) -> Running:
+    """A server with a class `reason`, whose answers begin with thinking."""
+    manifest = _manifest()
+    stages = [{"name": "thinking", "tpot": "5s", "until": "</think>"}]
+    stages.append({"name": "answer", "tpot": "5s"})
+    slow = {"name": "reason", "ttft": {"target": "10s"}, "stages": stages}
+    manifest["spec"]["sloClasses"].append(slow)
+    running.on_loop(lambda: running.replica.apply(parse_service(manifest)))
+    return running
 
 
 @pytest.fixture
