@@ -6,7 +6,9 @@ from sloserve.engine.runner import Logprobs, ModelFacts, Sampled
 from sloserve.engine.stages import StageTracker
 from sloserve.engine.stops import StopFinder
 from sloserve.engine.tokenizer import Tokenizer
+from sloserve.grammar.matcher import Matcher
 from sloserve.scheduler import Outcome, Request
+from sloserve.slo import Stage
 
 CONTEXT_TOKENS = 4
 """Prompt tokens before the answer that decide about its leading space."""
@@ -18,6 +20,8 @@ class Generation:
     __slots__ = (
         "_detokenizer",
         "_end_ids",
+        "_free",
+        "_matcher",
         "_prompt_logprobs",
         "_stages",
         "_stops",
@@ -49,9 +53,21 @@ class Generation:
         self._stops = StopFinder(sampling.stop, include=sampling.include_stop)
         stages = generate.promise.stages
         self._stages = StageTracker(stages, tokenizer) if len(stages) > 1 else None
+        self._matcher = None if sampling.grammar is None else sampling.grammar.matcher()
+        self._free = _free_until(sampling.grammar_after, tokenizer) if self._matcher else None
         self._prompt_logprobs: list[Logprobs] = []
         eos_ids = () if sampling.ignore_eos else facts.eos_ids
         self._end_ids = frozenset((*eos_ids, *sampling.stop_token_ids))
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """What the coming token must fit; None: no grammar, or the answer is not there yet."""
+        return None if self._free is not None else self._matcher
+
+    @property
+    def failure(self) -> str:
+        """Why the grammar can't go on; empty as long as it can."""
+        return "" if self._matcher is None else self._matcher.failure
 
     def hold_prompt(self, sampled: Sampled) -> None:
         """Keep the logprobs of a prompt chunk for the first chunk of output."""
@@ -70,6 +86,10 @@ class Generation:
         finish_reason: str | None = None
         stop_reason: str | int | None = None
         ends = may_stop and token_id in self._end_ids
+        complete = False
+        if self._matcher is not None:
+            complete = self._match(token_id)
+            ends = ends or (complete and self._matcher.is_end(token_id))
         text = "" if ends and not sampling.include_stop else self._detokenizer.push(token_id)
         stop: str | None = None
         if sampling.stop:
@@ -79,6 +99,8 @@ class Generation:
         elif ends:
             finish_reason = "stop"
             stop_reason = token_id if token_id in sampling.stop_token_ids else None
+        elif complete:
+            finish_reason = "stop"
         elif num_output >= request.max_output:
             finish_reason = "length"
         if finish_reason is not None and stop is None:
@@ -93,6 +115,24 @@ class Generation:
             chunk.num_preempted = request.num_preemptions
         return chunk, Outcome(token_id, finish_reason is not None, stage, next_stage)
 
+    def _match(self, token_id: int) -> bool:
+        """Move on in the grammar; whether it allows nothing more, so that the answer ends."""
+        assert self._matcher is not None
+        if self._free is not None:
+            _, next_stage = self._free.push(token_id)
+            if next_stage is not None:
+                self._free = None
+            return False
+        self._matcher.accept(token_id)
+        return self._matcher.ended
+
     def _flush(self, *, active: bool) -> str:
         text, stop = self._stops.push(self._detokenizer.flush(), active=active)
         return text if stop is not None else text + self._stops.flush()
+
+
+def _free_until(marker: str | None, tokenizer: Tokenizer) -> StageTracker | None:
+    """Finds the marker, up to which a grammar does not bind."""
+    if marker is None:
+        return None
+    return StageTracker((Stage("free", 1.0, until=marker), Stage("bound", 1.0)), tokenizer)

@@ -20,6 +20,11 @@ from sloserve.slo import Decision, SloClass
 
 log = logging.getLogger(__name__)
 
+
+class GrammarFailed(Exception):
+    """A grammar grew past its limits in the middle of an answer."""
+
+
 Emit = Callable[[list[tuple[str, Event]]], None]
 
 GAP_FADES = 0.9
@@ -204,7 +209,7 @@ class Engine:
             self._step_broke(batch, error)
             return
         self.scheduler.commit(batch, outcomes, turn.start_s, end_s)
-        self._record(turn, end_s)
+        self._record(turn, end_s, mask_s=sum([one.mask_s for one in sampled]))
         self._last_end_s = self.progress_s = end_s
         self.num_failures_in_a_row = 0
         for request_id, outcome in outcomes.items():
@@ -256,7 +261,7 @@ class Engine:
         rows = []
         for row in batch.rows:  # positional, like all that is made per token: half the time
             request = row.request
-            sampling = generations[request.id].sampling
+            generation = generations[request.id]
             rows.append(
                 StepRow(
                     request.id,
@@ -266,7 +271,8 @@ class Engine:
                     row.count,
                     request.blocks,
                     row.sample,
-                    sampling,
+                    generation.sampling,
+                    generation.matcher,
                 )
             )
         return rows
@@ -275,6 +281,7 @@ class Engine:
         """Tokens become chunks in the outbox, and outcomes for the scheduler."""
         outcomes = {}
         chunks: list[tuple[str, Event]] = []
+        failed: list[tuple[int, str]] = []
         generations = self._generations
         for row, one in zip(batch.rows, sampled, strict=True):
             request_id = row.request.id
@@ -285,11 +292,17 @@ class Engine:
                 generation.hold_prompt(one)
             if row.sample:
                 chunk, outcomes[request_id] = generation.accept(one, at_s=end_s)
-                chunks.append((generation.key, chunk))
+                if generation.failure:
+                    failed.append((request_id, generation.failure))
+                else:
+                    chunks.append((generation.key, chunk))
         self._outbox += chunks
+        for request_id, why in failed:
+            del outcomes[request_id]
+            self._break(request_id, GrammarFailed(why))
         return outcomes
 
-    def _record(self, turn: _Turn, end_s: float) -> None:
+    def _record(self, turn: _Turn, end_s: float, *, mask_s: float) -> None:
         batch = turn.batch
         self.timeline.add(
             StepRecord(
@@ -307,6 +320,7 @@ class Engine:
                 pairs=batch.pairs,
                 num_waiting=self.scheduler.num_waiting,
                 free_blocks=self.scheduler.blocks.num_free,
+                mask_s=mask_s,
             )
         )
 
@@ -354,4 +368,6 @@ class Engine:
 
 
 def _broken(error: BaseException) -> Broken:
+    if isinstance(error, GrammarFailed):
+        return Broken(Reason.NONE, f"the answer's grammar can't be followed any further: {error}")
     return Broken(Reason.NONE, f"the engine failed: {type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sloserve.engine.sampling import SamplingParams
+from sloserve.grammar.matcher import Matcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class StepRow:
 
     `tokens` is the request's whole list (prompt and output), shared and not to be changed; the
     keys and values of position p go to block_table[p // block_size]. `sample` says that the
-    last computed position is the last known token, so a new token is drawn.
+    last computed position is the last known token, so a new token is drawn. `matcher`: that token
+    must be one that the grammar allows; the runner asks for its mask and never moves it.
     """
 
     request_id: int
@@ -44,6 +46,7 @@ class StepRow:
     block_table: Sequence[int]
     sample: bool
     sampling: SamplingParams
+    matcher: Matcher | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Sampled:
     token_id: int | None = None  # None: the prefill goes on
     logprobs: Logprobs | None = None
     prompt: tuple[Logprobs, ...] = ()
+    mask_s: float = 0.0  # what computing the grammar's mask took
 
 
 class Runner(Protocol):

@@ -13,6 +13,8 @@ TEXT = (
     b" takes as long as a real one would. "
 )
 EOS_ID = 256
+_CLOSING = (EOS_ID, *b'"}],:')
+"""The end itself, then what closes or goes on."""
 
 
 class SimRunner:
@@ -85,8 +87,16 @@ class SimRunner:
         may_end = not row.sampling.ignore_eos and num_output >= row.sampling.min_tokens
         if may_end and self._eos_probability > 0 and self._random.random() < self._eos_probability:
             token_id = EOS_ID
+        if row.matcher is not None:
+            token_id = soonest_end(row.matcher.mask())
         logprobs = None if row.sampling.logprobs is None else Logprobs(token_id, 0.0)
         return Sampled(token_id=token_id, logprobs=logprobs, prompt=prompt)
+
+
+def soonest_end(mask: bytes) -> int:
+    """Of the bytes that a grammar allows the one that ends an answer soonest, as a rule."""
+    candidates = (*_CLOSING, *range(256))
+    return next((t for t in candidates if mask[t // 8] >> (t % 8) & 1), EOS_ID)
 
 
 def sim_facts(

@@ -22,6 +22,7 @@ class StepRecord:
     pairs: float  # attention pairs of the prefill chunks, as the step model counts them
     num_waiting: int
     free_blocks: int
+    mask_s: float = 0.0  # of `actual_s`: computing the masks of grammars
 
 
 class Timeline:

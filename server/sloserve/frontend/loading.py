@@ -10,6 +10,7 @@ from sloserve.engine.runner import ModelFacts, Runner
 from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.sim import SimRunner, sim_facts
 from sloserve.engine.tokenizer import ByteTokenizer, Tokenizer
+from sloserve.frontend.grammars import Grammars, make_grammars
 from sloserve.perf import OnlineCorrection, Profile, load_profile, save_profile
 from sloserve.perf.fit import MAX_MAPE, MAX_P95, BadFit
 from sloserve.planner import Limits
@@ -18,6 +19,7 @@ from sloserve.planner.policies import make_policy
 from sloserve.scheduler import Scheduler
 from sloserve.slo.service import ServiceSpec
 from sloserve.slo.sources import ModelSource, SourceKind, parse_source
+from sloserve.tools.formats import FORMATS, ToolFormat, format_of
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +40,17 @@ class Loaded:
     tokenizer: Tokenizer
     profile: Profile
     defaults: SamplingParams
+    grammars: Grammars
 
     @property
     def facts(self) -> ModelFacts:
         """What the loop must know of the model."""
         return self.runner.facts
+
+
+def tool_format(named: str | None, tokenizer: Tokenizer) -> ToolFormat | None:
+    """How the model writes calls: as the flag says, or as its chat template teaches it."""
+    return FORMATS[named] if named is not None else format_of(tokenizer.template)
 
 
 def is_simulated(spec: ServiceSpec) -> bool:
@@ -75,7 +83,9 @@ def _simulated(spec: ServiceSpec, source: ModelSource, given: str | None) -> Loa
         steps_aside=True,
     )
     runner = SimRunner(truth.step, facts, RealClock())
-    return Loaded(runner, ByteTokenizer(), believed, SamplingParams())
+    tokenizer = ByteTokenizer()
+    grammars = make_grammars(tokenizer, facts)
+    return Loaded(runner, tokenizer, believed, SamplingParams(), grammars)
 
 
 def _with_torch(
@@ -94,7 +104,8 @@ def _with_torch(
     )
     runner, tokenizer = load_model(path, model=spec.model, engine=spec.engine, on_phase=on_phase)
     profile = stored or _measured(spec, runner, on_phase)
-    return Loaded(runner, tokenizer, profile, runner.defaults)
+    grammars = make_grammars(tokenizer, runner.facts)
+    return Loaded(runner, tokenizer, profile, runner.defaults, grammars)
 
 
 def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class TorchRunner:
         nothing = Sampled()
         outcomes = [by_row.get(i, nothing) for i in range(len(rows))]
         for i, told in prompts.items():
-            outcomes[i] = Sampled(outcomes[i].token_id, outcomes[i].logprobs, told)
+            outcomes[i] = replace(outcomes[i], prompt=told)
         return outcomes
 
     @staticmethod

@@ -1,12 +1,14 @@
 """
 From logits to tokens, for all rows of a step at once.
 
-Per row, in this order: penalties, logit bias, the minimum length; then greedy, or temperature,
-top-k, top-p (over what top-k left), min-p, and one draw. Reported logprobs are the model's own:
-log softmax of the logits before any of this.
+Per row, in this order: penalties, logit bias, what may not come (before the minimum length, by
+the model's or the request's word, by the grammar's mask); then greedy, or temperature, top-k,
+top-p (over what top-k left), min-p, and one draw. Reported logprobs are the model's own: log
+softmax of the logits before any of this.
 """
 
 import secrets
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,6 +46,9 @@ class _Known:
             and not self.penalised
             and not sampling.logit_bias
             and not self.banned
+            and not sampling.suppress
+            and not sampling.suppress_first
+            and sampling.grammar is None
             and sampling.logprobs is None
         )
 
@@ -78,20 +83,24 @@ class Sampler:
         logits = logits.float()
         reported = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
         logprobs = logits[reported].log_softmax(-1) if reported else None
-        self._adjust(logits, rows, known)
+        masks, mask_s = _masks(rows, size=logits.shape[1])
+        self._adjust(logits, rows, known, masks)
         if all(k.greedy for k in known):
             tokens = best_tokens(logits)
         else:
             tokens = self._draw(logits, rows, known)
-        if logprobs is None:
-            return [Sampled(token_id) for token_id in tokens]
-        told = describe(
-            logprobs,
-            [tokens[i] for i in reported],
-            [rows[i].sampling.logprobs or 0 for i in reported],
-        )
-        by_row = dict(zip(reported, told, strict=True))
-        return [Sampled(token_id, by_row.get(i)) for i, token_id in enumerate(tokens)]
+        sampled = [Sampled(token_id) for token_id in tokens]
+        if logprobs is not None:
+            told = describe(
+                logprobs,
+                [tokens[i] for i in reported],
+                [rows[i].sampling.logprobs or 0 for i in reported],
+            )
+            for i, one in zip(reported, told, strict=True):
+                sampled[i].logprobs = one
+        for i, seconds in mask_s.items():
+            sampled[i].mask_s = seconds
+        return sampled
 
     def _begin(self, row: StepRow) -> _Known:
         seed = row.sampling.seed
@@ -101,8 +110,16 @@ class Sampler:
         return known
 
     @staticmethod
-    def _adjust(logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known]) -> None:
-        """Penalties, bias and minimum length, in place. Sparse: only the tokens concerned."""
+    def _adjust(
+        logits: Tensor,
+        rows: Sequence[StepRow],
+        known: Sequence[_Known],
+        masks: dict[int, NDArray[np.bool_]],
+    ) -> None:
+        """
+        Penalties, bias and what may not come, in place. Sparse, but for masks `(vocabulary,)` by
+        row: they win where nothing else would be left.
+        """
         seen: list[tuple[int, History]] = []
         for i, (row, k) in enumerate(zip(rows, known, strict=True)):
             if k.history is not None:
@@ -117,8 +134,19 @@ class Sampler:
                 ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
                 bias = list(sampling.logit_bias.values())
                 logits[i, ids] += torch.tensor(bias, dtype=logits.dtype, device=logits.device)
-            if k.banned and len(row.tokens) - row.num_prompt < sampling.min_tokens:
-                logits[i, k.banned] = -torch.inf
+            num_output = len(row.tokens) - row.num_prompt
+            refused = [*sampling.suppress, *(() if num_output else sampling.suppress_first)]
+            if num_output < sampling.min_tokens:
+                refused += k.banned
+            mask = masks.get(i)
+            if mask is None:
+                if refused:
+                    logits[i, refused] = -torch.inf
+                continue
+            kept = mask.copy()
+            kept[refused] = False
+            out = ~(kept if kept.any() else mask)
+            logits[i].masked_fill_(torch.from_numpy(out).to(logits.device), -torch.inf)
 
     @staticmethod
     def _draw(logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known]) -> list[int]:
@@ -149,6 +177,26 @@ def _uniforms(
         [known[i].state for i in drawn],
         [len(rows[i].tokens) - rows[i].num_prompt for i in drawn],
     )
+
+
+def _masks(
+    rows: Sequence[StepRow], *, size: int
+) -> tuple[dict[int, NDArray[np.bool_]], dict[int, float]]:
+    """
+    By row that has a grammar: the tokens it allows, `(size,)`, and what that took in seconds.
+    """
+    masks: dict[int, NDArray[np.bool_]] = {}
+    mask_s: dict[int, float] = {}
+    for i, row in enumerate(rows):
+        if row.matcher is None:
+            continue
+        start_s = time.perf_counter()
+        bits = np.frombuffer(row.matcher.mask(), dtype=np.uint8)
+        mask = np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)
+        if mask.any():
+            masks[i] = mask
+        mask_s[i] = time.perf_counter() - start_s
+    return masks, mask_s
 
 
 def describe(

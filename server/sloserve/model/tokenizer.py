@@ -65,6 +65,8 @@ class HfTokenizer:
         )
         if chat_template is not None:
             self._tokenizer.chat_template = _template(chat_template)
+        own = self._tokenizer.chat_template or ""
+        self.template = own if isinstance(own, str) else "\n".join(own.values())
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`; `add_special` adds what the model wants around it (BOS)."""
@@ -110,6 +112,11 @@ class HfTokenizer:
             raise BadInput(f"the chat template refused them: {error}", field="messages") from error
         assert isinstance(text, str)
         return self.encode(text, add_special=False)
+
+    def definition(self) -> str:
+        """The tokenizer as a tokenizer.json, with what the folder's other files add."""
+        text: str = self._backend.to_str()
+        return text
 
 
 def _template(given: str) -> str:

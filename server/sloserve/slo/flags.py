@@ -40,7 +40,12 @@ FLAGS = (
     Flag("--revision", ("model", "revision"), "branch, tag or commit of an hf:// model"),
     Flag("--served-name", ("model", "servedName"), "name that clients send as `model`"),
     Flag("--max-model-len", ("model", "maxModelLen"), "prompt + output tokens at most", "number"),
-    Flag("--chat-template", ("model", "chatTemplate"), "a Jinja chat template"),
+    Flag("--chat-template", ("model", "chatTemplate"), "a Jinja chat template, or a file of one"),
+    Flag(
+        "--tool-parser",
+        ("model", "toolParser"),
+        "how the model writes tool calls: hermes, llama3, mistral, mistral-args",
+    ),
     Flag("--load-timeout", ("model", "loadTimeout"), "time that loading may take, as 30m"),
     Flag("--device", ("engine", "device"), "cpu or cuda"),
     Flag("--dtype", ("engine", "dtype"), "auto, float32, bfloat16 or float16"),

@@ -51,6 +51,7 @@ def _model(model: ModelSpec) -> dict[str, object]:
             "servedName": model.served_name,
             "maxModelLen": model.max_model_len,
             "chatTemplate": model.chat_template,
+            "toolParser": model.tool_parser,
             "lora": [{"name": a.name, "source": a.source} for a in model.lora],
             "tokenSecretRef": secret and {"name": secret.name, "key": secret.key},
             "cache": _given(

@@ -1,0 +1,96 @@
+"""Where one answer stands in its grammar, and which tokens may come next."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+
+class Grammar:
+    """A compiled grammar. Not changed by use: any number of answers follow it, in any threads."""
+
+    __slots__ = ("_beginning", "_eos_ids")
+
+    def __init__(self, beginning: "LLMatcher", *, eos_ids: Sequence[int]) -> None:
+        self._beginning = beginning
+        self._eos_ids = frozenset(eos_ids)
+
+    def matcher(self) -> "Matcher":
+        """A matcher at the beginning of an answer; takes microseconds."""
+        return Matcher(self._beginning.deep_copy(), eos_ids=self._eos_ids)
+
+
+class Matcher:
+    """
+    One answer's place in a grammar; one thread at a time.
+
+    `accept` every token that was really emitted, in order. What was accepted stays: an answer
+    that is preempted and computed again goes on with the same matcher. A mask is a row of bits,
+    bit i of byte i // 8 (least significant first) for token i: set if it may come next. It
+    covers at least the model's vocabulary, and has the end tokens where the answer may end.
+
+    Speculation: `num_fitting` says how many drafts are worth verifying, `masks` gives the row of
+    every position to sample, and neither moves the matcher; then `accept` what was kept.
+    """
+
+    __slots__ = ("_eos_ids", "_state", "ended", "failure")
+
+    def __init__(self, state: "LLMatcher", *, eos_ids: frozenset[int]) -> None:
+        self._state = state
+        self._eos_ids = eos_ids
+        self.ended = False
+        """Nothing may follow: the grammar is complete, or an end token was accepted."""
+        self.failure = ""
+        """Why the grammar can't go on (it grew past a limit, or met a token outside); final."""
+
+    def mask(self) -> bytes:
+        """The tokens that may come next. Takes about 50 µs; at hard places milliseconds."""
+        mask: bytes = self._state.compute_bitmask()
+        self._look_for_failure()
+        return mask
+
+    def masks(self, drafts: Sequence[int]) -> list[bytes]:
+        """
+        The rows for the next token and for the one after each draft, as long as the drafts fit:
+        1 to len(drafts) + 1 of them. A draft without a row after it ends the answer or breaks it.
+        """
+        fitting = [d for d in drafts[: self.num_fitting(drafts)] if d not in self._eos_ids]
+        rows = [self.mask()]
+        num_taken = 0
+        for draft in fitting:
+            if not self._state.consume_token(draft):
+                break
+            num_taken += 1
+            rows.append(self.mask())
+        self._state.rollback(num_taken)
+        self._look_for_failure()
+        return rows
+
+    def num_fitting(self, drafts: Sequence[int]) -> int:
+        """How many of these tokens, from the first on, could come next one after the other."""
+        return int(self._state.validate_tokens(list(drafts)))
+
+    def accept(self, token_id: int) -> None:
+        """`token_id` was emitted; one that does not fit is a `failure`."""
+        if self.ended or self.failure:
+            return
+        if token_id in self._eos_ids:
+            self.ended = True
+            return
+        self._state.consume_token(token_id)
+        self._look_for_failure()
+        self.ended = not self.failure and self._state.is_stopped()
+
+    def is_end(self, token_id: int) -> bool:
+        """Whether this token ends answers."""
+        return token_id in self._eos_ids
+
+    def _look_for_failure(self) -> None:
+        if self._state.is_error() and not self.failure:
+            self.failure = first_line(self._state.get_error()) or "it can't go on"
+
+
+def first_line(error: str) -> str:
+    """What a person can use of llguidance's message; its state is for its developers."""
+    return " ".join(error.partition("<state>")[0].split())
