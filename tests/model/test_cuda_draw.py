@@ -8,7 +8,7 @@ import torch
 
 from sloserve.engine.sampling import SamplingParams
 from sloserve.model.cuda_draw import draw_on_device, keep_likely_on_device
-from sloserve.model.draw import draw_tokens, keep_likely
+from sloserve.model.draw import invert, keep_likely, weigh
 
 VOCABULARY = 517
 
@@ -62,7 +62,7 @@ def test_the_same_tokens_are_drawn_as_on_the_host(seed: int) -> None:
     sampling = [some_sampling(source) for _ in drawn]
     uniform = np.random.default_rng(seed).random(len(drawn))
     expected = logits.argmax(-1).tolist()
-    for i, token in zip(drawn, draw_tokens(logits[drawn], sampling, uniform), strict=True):
+    for i, token in zip(drawn, invert(weigh(logits[drawn], sampling), uniform), strict=True):
         expected[i] = token
     assert draw_on_device(logits, sampling, drawn=drawn, uniform=uniform) == expected
 

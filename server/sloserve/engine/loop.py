@@ -10,6 +10,7 @@ from sloserve.engine.clock import Clock
 from sloserve.engine.events import Broken, Decided, Event, Generate
 from sloserve.engine.generation import Generation
 from sloserve.engine.runner import ModelFacts, Runner, Sampled, StepRow
+from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.stepper import Flight, Stepper
 from sloserve.engine.timeline import StepRecord, Timeline
 from sloserve.engine.tokenizer import Tokenizer
@@ -26,6 +27,9 @@ class GrammarFailed(Exception):
 
 
 Emit = Callable[[list[tuple[str, Event]]], None]
+
+COOL = 0.5
+"""Up to this temperature answers stay close to the greedy one."""
 
 GAP_FADES = 0.9
 """A long pause between two steps is expected again, a little less with every step."""
@@ -119,6 +123,7 @@ class Engine:
             max_output=sampling.max_tokens,
             last_hop=generate.last_hop,
             cache_salt=generate.cache_salt,
+            draft_group=f"{generate.promise.slo_class} {_fate(sampling)}",
             reuse_prefix=sampling.prompt_logprobs is None,  # those need every position computed
             streamed=generate.streamed,
         )
@@ -129,6 +134,8 @@ class Engine:
             tokenizer=self.tokenizer,
             texts=self._texts,
         )
+        if sampling.grammar is not None:
+            request.num_fitting = generation.num_fitting
         self.scheduler.add(request, self.clock.now_s())
         self._generations[request.id] = generation
         self._id_of[generate.key] = request.id
@@ -209,7 +216,9 @@ class Engine:
             self._step_broke(batch, error)
             return
         self.scheduler.commit(batch, outcomes, turn.start_s, end_s)
-        self._record(turn, end_s, mask_s=sum([one.mask_s for one in sampled]))
+        num_accepted = sum([outcome.num_accepted for outcome in outcomes.values()])
+        mask_s = sum([one.mask_s for one in sampled])
+        self._record(turn, end_s, num_accepted=num_accepted, mask_s=mask_s)
         self._last_end_s = self.progress_s = end_s
         self.num_failures_in_a_row = 0
         for request_id, outcome in outcomes.items():
@@ -273,6 +282,8 @@ class Engine:
                     row.sample,
                     generation.sampling,
                     generation.matcher,
+                    row.num_drafts,
+                    row.drafts,
                 )
             )
         return rows
@@ -291,18 +302,19 @@ class Engine:
             if one.prompt:
                 generation.hold_prompt(one)
             if row.sample:
-                chunk, outcomes[request_id] = generation.accept(one, at_s=end_s)
+                new, outcomes[request_id] = generation.accept(one, at_s=end_s)
                 if generation.failure:
                     failed.append((request_id, generation.failure))
                 else:
-                    chunks.append((generation.key, chunk))
+                    key = generation.key
+                    chunks += [(key, chunk) for chunk in new]
         self._outbox += chunks
         for request_id, why in failed:
             del outcomes[request_id]
             self._break(request_id, GrammarFailed(why))
         return outcomes
 
-    def _record(self, turn: _Turn, end_s: float, *, mask_s: float) -> None:
+    def _record(self, turn: _Turn, end_s: float, *, num_accepted: int, mask_s: float) -> None:
         batch = turn.batch
         self.timeline.add(
             StepRecord(
@@ -314,12 +326,14 @@ class Engine:
                 period_s=end_s - turn.start_s,
                 num_rows=len(batch.rows),
                 num_decodes=batch.num_decodes,
-                num_prefill_tokens=batch.num_tokens - batch.num_decodes,
+                num_prefill_tokens=batch.num_prefill_tokens,
                 num_best_effort_tokens=batch.num_best_effort_tokens,
                 context=batch.context,
                 pairs=batch.pairs,
                 num_waiting=self.scheduler.num_waiting,
                 free_blocks=self.scheduler.blocks.num_free,
+                num_draft_tokens=batch.num_draft_tokens,
+                num_accepted_drafts=num_accepted,
                 mask_s=mask_s,
             )
         )
@@ -365,6 +379,14 @@ class Engine:
         if self._outbox:
             events, self._outbox = self._outbox, []
             self.emit(events)
+
+
+def _fate(sampling: SamplingParams) -> str:
+    """How far a choice of tokens strays from the likeliest, and what binds it: so drafts fare."""
+    bound = "" if sampling.grammar is None else " in shape"
+    if sampling.temperature < 1e-5 or sampling.top_k == 1:
+        return "greedy" + bound
+    return ("cool" if sampling.temperature <= COOL else "warm") + bound
 
 
 def _broken(error: BaseException) -> Broken:

@@ -34,8 +34,14 @@ class StepRow:
 
     `tokens` is the request's whole list (prompt and output), shared and not to be changed; the
     keys and values of position p go to block_table[p // block_size]. `sample` says that the
-    last computed position is the last known token, so a new token is drawn. `matcher`: that token
-    must be one that the grammar allows; the runner asks for its mask and never moves it.
+    last computed position is the last known token, so a new token is drawn.
+
+    With `num_drafts` (only where one token is computed and `sample`) the tokens after it are
+    guessed: `drafts`, or () when the runner writes them itself. They are computed as well, at the
+    positions that follow, and each is kept if it is what would have been drawn there.
+
+    `matcher`: what is drawn must be what the grammar allows there, after the drafts before it; the
+    runner asks for its masks and leaves it where it is.
     """
 
     request_id: int
@@ -47,6 +53,8 @@ class StepRow:
     sample: bool
     sampling: SamplingParams
     matcher: Matcher | None = None
+    num_drafts: int = 0
+    drafts: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +71,17 @@ class Sampled:
     """
     A row's outcome; `prompt` holds logprobs of the chunk's prompt tokens when asked for. A value,
     not frozen for the same reason as `StepRow`.
+
+    `accepted` holds the drafts that were kept, of `num_drafted` that were tried; `token_id` comes
+    after them and is always the model's own.
     """
 
     token_id: int | None = None  # None: the prefill goes on
     logprobs: Logprobs | None = None
     prompt: tuple[Logprobs, ...] = ()
-    mask_s: float = 0.0  # what computing the grammar's mask took
+    accepted: Sequence["Sampled"] = ()
+    num_drafted: int = 0
+    mask_s: float = 0.0  # what computing the grammar's masks took
 
 
 class Runner(Protocol):

@@ -30,7 +30,7 @@ class Matcher:
     bit i of byte i // 8 (least significant first) for token i: set if it may come next. It
     covers at least the model's vocabulary, and has the end tokens where the answer may end.
 
-    Speculation: `num_fitting` says how many drafts are worth verifying, `masks` gives the row of
+    Speculation: `num_worth` says how many drafts are worth verifying, `masks` gives the row of
     every position to sample, and neither moves the matcher; then `accept` what was kept.
     """
 
@@ -55,21 +55,27 @@ class Matcher:
         The rows for the next token and for the one after each draft, as long as the drafts fit:
         1 to len(drafts) + 1 of them. A draft without a row after it ends the answer or breaks it.
         """
-        fitting = [d for d in drafts[: self.num_fitting(drafts)] if d not in self._eos_ids]
         rows = [self.mask()]
-        num_taken = 0
-        for draft in fitting:
-            if not self._state.consume_token(draft):
+        if self.failure or self.ended:
+            return rows
+        ahead = self._state.deep_copy()  # a limit that drafts run into is no failure of ours
+        for draft in drafts[: self.num_worth(drafts)]:
+            if not ahead.consume_token(draft):
                 break
-            num_taken += 1
-            rows.append(self.mask())
-        self._state.rollback(num_taken)
-        self._look_for_failure()
+            row: bytes = ahead.compute_bitmask()
+            if ahead.is_error():
+                break
+            rows.append(row)
         return rows
 
     def num_fitting(self, drafts: Sequence[int]) -> int:
         """How many of these tokens, from the first on, could come next one after the other."""
         return int(self._state.validate_tokens(list(drafts)))
+
+    def num_worth(self, drafts: Sequence[int]) -> int:
+        """How many of these tokens are worth verifying: as `num_fitting`, but no end."""
+        num = self.num_fitting(drafts)
+        return next((i for i in range(num) if drafts[i] in self._eos_ids), num)
 
     def accept(self, token_id: int) -> None:
         """`token_id` was emitted; one that does not fit is a `failure`."""

@@ -26,7 +26,11 @@ class Batch:
     input_ids: Tensor  # (1, P) int64: T tokens, then padding up to P = padded_size(T)
     positions: Tensor  # (1, P) int64
     slots: Tensor  # (T,) int64: page * block_size + offset, where keys and values are written
-    keep: Tensor  # (S,) int64: tokens that get logits, sampled rows first, in the rows' order
+    keep: Tensor
+    """
+    (S,) int64: tokens that get logits, sampled rows first, in the rows' order, each followed by
+    its drafts.
+    """
     tables: "Tables"
     num_decodes: int
     begins: list[int]  # R + 1
@@ -34,9 +38,11 @@ class Batch:
     page_begins: list[int]  # R + 1
     page_list: list[int]
     first: list[int]  # per row as given: its first token in the batch
-    sampled: list[int]  # indices of the rows that draw a token
+    sampled: list[int]  # indices of the rows, as given, that draw a token
     prompts: list[tuple[int, int]]  # (row, number of positions) whose prompt logprobs are asked
     kept: dict[str, object] = field(default_factory=dict)  # of attention paths, for all layers
+    weights: dict[int, Tensor] = field(default_factory=dict)
+    """By row, (drafts, vocabulary): what its drafts were drawn from, unless they are certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +82,37 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
 
     Prompt logprobs are those of tokens start + 1 .. start + count of a row that lie in its prompt:
     the logits at a position speak of the token after it.
+
+    A draft is a row of one token like any other, over the same pages as the token before it: keys
+    and values of the whole step are written before any of them attends.
     """
     single = [i for i, row in enumerate(rows) if row.count == 1]
     longer = [i for i, row in enumerate(rows) if row.count != 1] if len(single) < len(rows) else []
     starts = [row.start for row in rows]
-    single.sort(key=starts.__getitem__, reverse=True)
+    drafts = [row.drafts for row in rows]
+    ahead = [0] * len(single)  # 0: the row's own token, j: its draft number j
+    if any(drafts):
+        parts = [(starts[i] + j, i, j) for i in single for j in range(1 + len(drafts[i]))]
+        parts.sort(reverse=True)
+        single, ahead = [i for _, i, _ in parts], [j for _, _, j in parts]
+    else:
+        single.sort(key=starts.__getitem__, reverse=True)
     ids: list[int] = []
     slots: list[int] = []
     contexts: list[int] = []
     pages: list[int] = []
     page_begins = [0]
     first = [0] * len(rows)
+    at_draft: dict[tuple[int, int], int] = {}  # by row and draft: where it is in the batch
     for at, i in enumerate(single):  # per row and step: kept lean
-        row, start = rows[i], starts[i]
-        first[i] = at
-        ids.append(row.tokens[start])
+        row, start, j = rows[i], starts[i], ahead[at]
+        if j:
+            at_draft[i, j] = at
+            ids.append(row.drafts[j - 1])
+            start += j
+        else:
+            first[i] = at
+            ids.append(row.tokens[start])
         contexts.append(start)
         page, offset = divmod(start, block_size)
         pages += row.block_table[: page + 1]
@@ -115,7 +137,10 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
             slots += range(base + low, base + high)
     begins.append(len(ids))
     sampled = [i for i, row in enumerate(rows) if row.sample]
-    keep = [first[i] + rows[i].count - 1 for i in sampled]
+    keep: list[int] = []
+    for i in sampled:
+        keep.append(first[i] + rows[i].count - 1)
+        keep += [at_draft[i, j] for j in range(1, 1 + len(drafts[i]))]
     prompts: list[tuple[int, int]] = []
     for i, row in enumerate(rows):
         if row.sampling.prompt_logprobs is not None:

@@ -24,7 +24,8 @@ def draw_on_device(
     One token per row of logits (n, V) float32: the rows `drawn` by `sampling` and `uniform`, one
     of each for every such row, the others their likeliest.
 
-    As `draw.draw_tokens`. One small copy to the device, and one back, which waits for it.
+    As `draw.weigh` and `draw.invert`. One small copy to the device, and one back, which waits for
+    it.
     """
     size = logits.shape[1]
     given = torch.tensor(

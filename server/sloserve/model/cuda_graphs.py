@@ -20,6 +20,7 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.model.batch import Batch, Tables, build_batch
 from sloserve.model.kv import KvCache
 from sloserve.model.runner import forward
+from sloserve.model.verify import places_of
 
 _log = logging.getLogger(__name__)
 
@@ -132,16 +133,21 @@ class DecodeGraphs:
     def step(self, rows: Sequence[StepRow]) -> tuple[Batch, Tensor] | None:
         """
         The step's batch and the logits (S, vocabulary) of the rows that sample, valid until the
-        next step. None when this is no step for a graph: chunks, prompt logprobs, too many rows.
+        next step, each followed by those after its drafts. None when this is no step for a graph:
+        chunks, prompt logprobs, too many rows.
+
+        A draft is a row like any other, as in `build_batch`.
         """
-        size = next((size for size in self.sizes if size >= len(rows)), None)
+        drafted = any([row.drafts for row in rows])
+        places = places_of(rows) if drafted else rows
+        size = next((size for size in self.sizes if size >= len(places)), None)
         if size is None or not all(
             row.count == 1 and row.sampling.prompt_logprobs is None for row in rows
         ):
             return None
         batch = self._batch(size, rows)
         numbers = decode_numbers(
-            rows,
+            places,
             size=size,
             block_size=self._cache.block_size,
             scratch_block=self._cache.num_blocks - 1,
@@ -152,9 +158,9 @@ class DecodeGraphs:
         self._memory[: len(numbers)].copy_(given, non_blocking=True)
         self._graphs[size].replay()
         assert self._logits is not None
-        logits = self._logits[: len(rows)]
+        logits = self._logits[: len(places)]
         if len(batch.sampled) < len(rows):
-            logits = logits[batch.sampled]
+            logits = logits[[i for i, place in enumerate(places) if place.sample]]
         return batch, logits
 
     def replay(self, size: int) -> None:
@@ -163,6 +169,10 @@ class DecodeGraphs:
 
     def _batch(self, size: int, rows: Sequence[StepRow] = ()) -> Batch:
         """Views of the memory that the graph of that size reads; what the host knows of `rows`."""
+        first, num_places = [], 0
+        for row in rows:
+            first.append(num_places)
+            num_places += 1 + len(row.drafts)
         ids, positions, slots, contexts, page_begins, pages = self._memory[
             : 5 * size + 1 + size * self._max_pages
         ].split([size, size, size, size, size + 1, size * self._max_pages])  # type: ignore[no-untyped-call]
@@ -177,7 +187,7 @@ class DecodeGraphs:
             contexts=[self._max_model_len - 1] * size,  # upper bounds, as are the pages
             page_begins=[i * self._max_pages for i in range(size + 1)],
             page_list=[],
-            first=list(range(len(rows))),
+            first=first,
             sampled=[i for i, row in enumerate(rows) if row.sample],
             prompts=[],
         )

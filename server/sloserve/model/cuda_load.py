@@ -14,6 +14,7 @@ from sloserve.errors import BadInput
 from sloserve.model.cuda_flash import FlashPath
 from sloserve.model.cuda_graphs import DecodeGraphs, graph_sizes
 from sloserve.model.cuda_runner import CudaGraph, CudaRunner
+from sloserve.model.drafting import DraftModel
 from sloserve.model.kv import KvCache, readable
 from sloserve.model.triton_attention import TritonPath
 
@@ -30,6 +31,7 @@ def cuda_runner(
     facts: ModelFacts,
     defaults: SamplingParams,
     max_rows: int,
+    drafter: DraftModel | None = None,
 ) -> CudaRunner:
     """
     The runner of a tested model on a GPU, its decode steps of up to `max_rows` rows captured.
@@ -50,7 +52,9 @@ def cuda_runner(
         _log.info("decode steps of up to %d rows are CUDA graphs", max((0, *graphs.sizes)))
     else:
         _log.info("decode steps run without CUDA graphs: attention is %s", cache.path.name)
-    return CudaRunner(model, cache=cache, facts=facts, graphs=graphs, defaults=defaults)
+    return CudaRunner(
+        model, cache=cache, facts=facts, graphs=graphs, defaults=defaults, drafter=drafter
+    )
 
 
 @contextmanager

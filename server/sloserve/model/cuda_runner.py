@@ -11,6 +11,7 @@ from sloserve.engine.runner import ModelFacts, Sampled, StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.model.batch import Batch
 from sloserve.model.cuda_graphs import DecodeGraphs
+from sloserve.model.drafting import DraftModel
 from sloserve.model.kv import KvCache
 from sloserve.model.runner import TorchRunner
 
@@ -50,8 +51,9 @@ class GraphRunner(TorchRunner):
         facts: ModelFacts,
         graphs: DecodeGraphs | None,
         defaults: SamplingParams | None = None,
+        drafter: DraftModel | None = None,
     ) -> None:
-        super().__init__(model, cache=cache, facts=facts, defaults=defaults)
+        super().__init__(model, cache=cache, facts=facts, defaults=defaults, drafter=drafter)
         self.graphs = graphs
 
     def _compute(self, rows: Sequence[StepRow]) -> tuple[Batch, Tensor]:
@@ -75,8 +77,11 @@ class CudaRunner(GraphRunner):
         facts: ModelFacts,
         graphs: DecodeGraphs | None,
         defaults: SamplingParams | None = None,
+        drafter: DraftModel | None = None,
     ) -> None:
-        super().__init__(model, cache=cache, facts=facts, graphs=graphs, defaults=defaults)
+        super().__init__(
+            model, cache=cache, facts=facts, graphs=graphs, defaults=defaults, drafter=drafter
+        )
         self._begin, self._end = (
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(2)

@@ -9,7 +9,7 @@ softmax of the logits before any of this.
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,8 +19,13 @@ from torch import Tensor
 from sloserve.engine.runner import Logprobs, Sampled, StepRow
 from sloserve.model.chance import seed_state, uniforms
 from sloserve.model.cuda_draw import draw_on_device
-from sloserve.model.draw import best_tokens, draw_tokens
+from sloserve.model.draw import best_tokens, invert, weigh
 from sloserve.model.history import History, penalise
+from sloserve.model.rejection import keep_or_redraw
+from sloserve.model.verify import Span, fold, places_of
+
+KEEP = 0x5DEECE66D
+"""Turns a request's state into that of the numbers by which its drafts are kept."""
 
 
 class _Known:
@@ -70,25 +75,60 @@ class Sampler:
         """Drop what is kept of a request."""
         self._known.pop(request_id, None)
 
+    def verify(
+        self, logits: Tensor, rows: Sequence[StepRow], weights: Mapping[int, Tensor] | None = None
+    ) -> list[Sampled]:
+        """
+        One outcome per row; logits `(len(rows) + drafts, vocabulary)`, each row's own followed by
+        those after its drafts. `weights` by index of the row: (drafts, vocabulary), what they were
+        drawn from, normalised; the drafts of other rows are certain (`rejection`).
+        """
+        if all([k.plain for k in self._all_known(rows)]):
+            return fold(rows, [Sampled(token_id) for token_id in best_tokens(logits)])
+        spans, begin = [], 0
+        for i, row in enumerate(rows):
+            if weights and i in weights:
+                spans.append(Span(begin, row.drafts, weights[i]))
+            begin += 1 + len(row.drafts)
+        masks, mask_s = _masks(rows, size=logits.shape[1])
+        places = places_of(rows)
+        drawn = self._choose(logits, places, self._all_known(places), masks, spans)
+        sampled = fold(rows, drawn)
+        for i, seconds in mask_s.items():
+            sampled[i].mask_s = seconds
+        return sampled
+
     def sample(self, logits: Tensor, rows: Sequence[StepRow]) -> list[Sampled]:
-        """One token per row; logits `(len(rows), vocabulary)`, which may be overwritten."""
-        known = []
-        for row in rows:  # per row and step: kept lean
-            k = self._known.get(row.request_id)
-            if k is None or k.sampling is not row.sampling:
-                k = self._begin(row)
-            known.append(k)
+        """
+        One token per row, none of which has drafts; logits `(len(rows), vocabulary)`, which may be
+        overwritten.
+        """
+        known = self._all_known(rows)
         if all([k.plain for k in known]):
             return [Sampled(token_id) for token_id in best_tokens(logits)]
+        masks, mask_s = _masks(rows, size=logits.shape[1])
+        sampled = self._choose(logits, rows, known, masks, ())
+        for i, seconds in mask_s.items():
+            sampled[i].mask_s = seconds
+        return sampled
+
+    def _choose(
+        self,
+        logits: Tensor,
+        rows: Sequence[StepRow],
+        known: Sequence[_Known],
+        masks: dict[int, NDArray[np.bool_]],
+        spans: Sequence[Span],
+    ) -> list[Sampled]:
+        """One token per row; rows may be places of drafts (`places_of`)."""
         logits = logits.float()
         reported = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
         logprobs = logits[reported].log_softmax(-1) if reported else None
-        masks, mask_s = _masks(rows, size=logits.shape[1])
         self._adjust(logits, rows, known, masks)
         if all(k.greedy for k in known):
             tokens = best_tokens(logits)
         else:
-            tokens = self._draw(logits, rows, known)
+            tokens = self._draw(logits, rows, known, spans)
         sampled = [Sampled(token_id) for token_id in tokens]
         if logprobs is not None:
             told = describe(
@@ -98,9 +138,16 @@ class Sampler:
             )
             for i, one in zip(reported, told, strict=True):
                 sampled[i].logprobs = one
-        for i, seconds in mask_s.items():
-            sampled[i].mask_s = seconds
         return sampled
+
+    def _all_known(self, rows: Sequence[StepRow]) -> list[_Known]:
+        known = []
+        for row in rows:  # per row and step: kept lean
+            k = self._known.get(row.request_id)
+            if k is None or k.sampling is not row.sampling:
+                k = self._begin(row)
+            known.append(k)
+        return known
 
     def _begin(self, row: StepRow) -> _Known:
         seed = row.sampling.seed
@@ -123,8 +170,9 @@ class Sampler:
         seen: list[tuple[int, History]] = []
         for i, (row, k) in enumerate(zip(rows, known, strict=True)):
             if k.history is not None:
-                k.history.read(row.tokens)
-                seen.append((i, k.history))
+                history = k.history.copied() if row.drafts else k.history
+                history.read(row.tokens)
+                seen.append((i, history))
         if seen:
             at, histories = zip(*seen, strict=True)
             penalise(logits, at, histories, [rows[i].sampling for i in at])
@@ -149,9 +197,11 @@ class Sampler:
             logits[i].masked_fill_(torch.from_numpy(out).to(logits.device), -torch.inf)
 
     @staticmethod
-    def _draw(logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known]) -> list[int]:
+    def _draw(
+        logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known], spans: Sequence[Span]
+    ) -> list[int]:
         drawn = [i for i, k in enumerate(known) if not k.greedy]
-        if logits.device.type != "cpu":
+        if logits.device.type != "cpu" and not spans:
             return draw_on_device(
                 logits,
                 [rows[i].sampling for i in drawn],
@@ -163,10 +213,26 @@ class Sampler:
             tokens = best_tokens(logits)
             logits = logits[drawn]
         uniform = _uniforms(rows, known, drawn)
-        for i, token_id in zip(
-            drawn, draw_tokens(logits, [rows[i].sampling for i in drawn], uniform), strict=True
-        ):
+        weights = weigh(logits, [rows[i].sampling for i in drawn])
+        for i, token_id in zip(drawn, invert(weights, uniform), strict=True):
             tokens[i] = token_id
+        if spans:
+            places = [span.begin + j for span in spans for j in range(len(span.drafts) + 1)]
+            order = {place: at for at, place in enumerate(drawn)}
+            at = [order[place] for place in places]
+            drafted = [(span, j) for span in spans for j in range(len(span.drafts))]
+            states = [seed_state(known[span.begin].state ^ KEEP) for span, _ in drafted]
+            target = weights[at]
+            told = keep_or_redraw(
+                target / target.sum(-1, keepdim=True),
+                torch.cat([span.weights for span in spans]),
+                [span.drafts for span in spans],
+                keep=uniforms(states, [_num_output(rows[s.begin + j]) for s, j in drafted]),
+                draw=uniform[at],
+            )
+            for span, (kept, token_id) in zip(spans, told, strict=True):
+                tokens[span.begin : span.begin + kept] = span.drafts[:kept]
+                tokens[span.begin + kept] = token_id
         return tokens
 
 
@@ -175,27 +241,39 @@ def _uniforms(
 ) -> NDArray[np.float64]:
     return uniforms(
         [known[i].state for i in drawn],
-        [len(rows[i].tokens) - rows[i].num_prompt for i in drawn],
+        [_num_output(rows[i]) for i in drawn],
     )
+
+
+def _num_output(row: StepRow) -> int:
+    return len(row.tokens) - row.num_prompt
 
 
 def _masks(
     rows: Sequence[StepRow], *, size: int
 ) -> tuple[dict[int, NDArray[np.bool_]], dict[int, float]]:
     """
-    By row that has a grammar: the tokens it allows, `(size,)`, and what that took in seconds.
+    By place (`places_of`) of rows that have a grammar the tokens it allows there, `(size,)`, and
+    by row what that took in seconds.
+
+    After a draft that the grammar does not allow, or that ends the answer, there are none: what
+    is drawn there is never looked at.
     """
     masks: dict[int, NDArray[np.bool_]] = {}
     mask_s: dict[int, float] = {}
+    place = 0
     for i, row in enumerate(rows):
-        if row.matcher is None:
-            continue
-        start_s = time.perf_counter()
-        bits = np.frombuffer(row.matcher.mask(), dtype=np.uint8)
-        mask = np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)
-        if mask.any():
-            masks[i] = mask
-        mask_s[i] = time.perf_counter() - start_s
+        matcher = row.matcher
+        if matcher is not None:
+            start_s = time.perf_counter()
+            told = matcher.masks(row.drafts) if row.drafts else [matcher.mask()]
+            for at, some in enumerate(told, place):
+                bits = np.frombuffer(some, dtype=np.uint8)
+                mask = np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)
+                if mask.any():
+                    masks[at] = mask
+            mask_s[i] = time.perf_counter() - start_s
+        place += 1 + len(row.drafts)
     return masks, mask_s
 
 

@@ -68,6 +68,12 @@ class HfTokenizer:
         own = self._tokenizer.chat_template or ""
         self.template = own if isinstance(own, str) else "\n".join(own.values())
 
+    def same_tokens(self, other: "HfTokenizer") -> bool:
+        """Whether both mean the same by every token id."""
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        theirs: dict[str, int] = other._backend.get_vocab(with_added_tokens=True)
+        return ids == theirs
+
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`; `add_special` adds what the model wants around it (BOS)."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
