@@ -42,8 +42,10 @@ CHUNK = 100
 REST_S = 60.0
 POLL_S = 15.0
 POLLED_S = 60.0
-STANDBY_S = 8.0
-"""Until the second process has seen the Lease of the first."""
+SETTLE_S = 60.0
+"""Until what the first reports said is written."""
+STANDBY_S = 30.0
+"""Until the first process has looked at everything, and the second at its Lease."""
 
 
 def main() -> None:
@@ -156,6 +158,7 @@ async def polled(namespace: str, num_services: int, num_gateways: int) -> Row:
         port = int(stub.stdout.readline())
         async with operating(namespace, poll_s=POLL_S, port=port) as run:
             await run.until(run.all_told, timeout_s=120)
+            await asyncio.sleep(SETTLE_S)
             cpu_s, before = time.process_time(), run.num_writes
             await asyncio.sleep(POLLED_S)
             share = (time.process_time() - cpu_s) / POLLED_S
