@@ -17,12 +17,18 @@ from sloserve.model.drafting import CATCH_UP_TOKENS, DraftModel
 from sloserve.model.gathered import Gathered
 from sloserve.model.kv import KvCache
 from sloserve.model.load import load_model
+from sloserve.model.profile import QUICK, measure_samples, shapes
 from sloserve.model.sources import resolve_source
 from sloserve.model.structure import attention_layers
 from sloserve.scheduler import RunnerDrafts, Speculating
 from sloserve.slo.service import EngineSpec, ModelSpec
 
 GREEDY = SamplingParams(temperature=0.0)
+
+
+def config_of(kind: str, **changes: Any) -> PreTrainedConfig:
+    config: PreTrainedConfig = CONFIG_MAPPING[kind](**changes)
+    return config
 
 
 def llama(num_layers: int = 3, **changes: Any) -> PreTrainedConfig:
@@ -38,8 +44,7 @@ def llama(num_layers: int = 3, **changes: Any) -> PreTrainedConfig:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    config: PreTrainedConfig = CONFIG_MAPPING["llama"](**{**sizes, **changes})
-    return config
+    return config_of("llama", **{**sizes, **changes})
 
 
 def talks_of(a_talk: Any, sampling: SamplingParams = GREEDY) -> list[Any]:
@@ -98,13 +103,14 @@ def a_drafter(world: Any, config: PreTrainedConfig, runner: Any) -> DraftModel:
     return DraftModel(model, cache=cache, vocab_size=128, max_len=512, entropy=1)
 
 
-gpt2: Any = CONFIG_MAPPING["gpt2"]
+GPT2 = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
 FAMILIES = {
     "llama": llama(),
-    "gemma2": CONFIG_MAPPING["gemma2"](
-        **{**llama().to_dict(), "model_type": "gemma2", "head_dim": 8, "sliding_window": 8}
+    "gemma2": config_of(
+        "gemma2",
+        **{**llama().to_dict(), "model_type": "gemma2", "head_dim": 8, "sliding_window": 8},
     ),
-    "gpt2": gpt2(vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=512, eos_token_id=2),
+    "gpt2": config_of("gpt2", eos_token_id=2, **GPT2),
 }
 
 
@@ -260,6 +266,12 @@ def test_a_draft_model_is_loaded_beside_the_large_one_and_shares_its_memory() ->
     assert runner.drafter.cache.num_blocks == runner.cache.num_blocks
     one = 2 * sum(s.num_kv_heads * (s.key_size + s.value_size) for s in runner.cache.shapes)
     assert runner.facts.kv_bytes_per_token == 4 * one
+    drafted = [shape for shape in shapes(QUICK, runner.facts, drafts=(1, 4)) if shape.drafts]
+    assert len(drafted) == 6
+    grid = replace(QUICK, widths=(1, 2, 4), contexts=(16, 64), chunks=(8, 32), priors=(0,))
+    grid = replace(grid, repeats=1, budget_s=20.0)
+    samples = measure_samples(runner, grid=grid, sampling=GREEDY)
+    assert {sample.drafts for sample in samples} == {0, 1, 4}
     runner.close()
 
 
@@ -270,8 +282,8 @@ def test_a_draft_model_with_another_tokenizer_is_refused(tmp_path: Path) -> None
     other = tmp_path / "other"
     llama(1).save_pretrained(other)
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    build: Any = PreTrainedTokenizerFast
-    build(tokenizer_object=words).save_pretrained(other)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=words).save_pretrained(other)
     with pytest.raises(BadInput, match="another tokenizer"):
         load_model(
             resolve_source("builtin://tiny"),

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 
 from sloserve.perf import StepModel
-from sloserve.planner.acceptance import START, Acceptance
+from sloserve.planner.acceptance import STARTS, Acceptance
 from sloserve.planner.speculation import (
     Draftable,
     Load,
     draft_lengths,
+    least_chance,
     needed_drafts,
     tokens_due,
 )
@@ -188,6 +189,25 @@ def test_no_choice_of_lengths_yields_much_more(
 
 
 @given(
+    alphas=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4),
+    w=st.floats(0.001, 0.02),
+    a1=st.floats(0.0, 0.004),
+    b=st.floats(0.0, 1e-5),
+    factor=st.floats(1.0, 1.3),
+)
+def test_who_is_left_out_as_hopeless_would_have_got_nothing(
+    alphas: list[float], w: float, a1: float, b: float, factor: float
+) -> None:
+    model = StepModel(w=w, a0=0.0, c1=0.001, a1=a1, b=b, d=0.0)
+    rows = [Draftable(i, 50 + 50 * i, falling(alpha, 3)) for i, alpha in enumerate(alphas)]
+    load = decodes(rows)
+    least = least_chance(load, model, context=50)
+    counts = draft_lengths(rows, load, model, factor=factor)
+    if all(row.chances[0] < least for row in rows):
+        assert counts == {}
+
+
+@given(
     data=st.lists(
         st.tuples(st.floats(0.01, 0.99), st.integers(0, 8), st.integers(1, 5)),
         min_size=1,
@@ -220,8 +240,9 @@ def test_lengths_stay_within_chances_room_and_batch(
 
 
 def test_chances_start_hopeful_and_never_rise_with_position() -> None:
-    chances = Acceptance().chances(1, "chat", grade=3, num=4)
-    assert chances == [START, START**2, START**3, START**4]
+    for grade, start in ((0, STARTS[0]), (1, STARTS[1]), (2, STARTS[2]), (3, STARTS[0])):
+        chances = Acceptance().chances(1, "chat", grade=grade, num=4)
+        assert chances == pytest.approx([start, start**2, start**3, start**4])
 
 
 def test_a_request_is_learned_per_position() -> None:
@@ -243,8 +264,8 @@ def test_requests_differ_and_a_new_one_begins_as_its_group() -> None:
     (bad,) = seen.chances(2, "chat", grade=2, num=1)
     (new,) = seen.chances(3, "chat", grade=2, num=1)
     assert good > 0.8 > new > 0.2 > bad
-    assert seen.chances(3, "chat", grade=1, num=1) == [START]
-    assert seen.chances(3, "other", grade=2, num=1) == [START]
+    assert seen.chances(3, "chat", grade=1, num=1) == [STARTS[1]]
+    assert seen.chances(3, "other", grade=2, num=1) == [STARTS[2]]
 
 
 def test_what_was_true_is_forgotten_when_an_answer_changes() -> None:

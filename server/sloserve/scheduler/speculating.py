@@ -7,7 +7,7 @@ from typing import Protocol
 from sloserve.perf import StepModel
 from sloserve.planner import Limits, Tier
 from sloserve.planner.acceptance import Acceptance
-from sloserve.planner.speculation import Draftable, draft_lengths, tokens_due
+from sloserve.planner.speculation import Draftable, draft_lengths, least_chance, tokens_due
 from sloserve.scheduler.batch import Batch, BatchRow, Outcome, load_of
 from sloserve.scheduler.holdings import Holdings
 
@@ -17,7 +17,7 @@ EXPLORE_STEPS = 64
 """Every so many steps, those that drafts did not pay for get a single one: they may pay now."""
 FACTOR_RATE = 0.05
 MAX_FACTOR = 1.5
-FACTOR_FADE = 0.995
+FACTOR_FADE = 0.999
 """What drafted steps take beyond the model's word: how fast it is learned and forgotten."""
 
 
@@ -85,7 +85,7 @@ class Speculating:
         self.serial = drafter.serial
         self._most = max_draft_tokens if fixed is None else fixed
         self._fixed = fixed is not None
-        self._num_steps = 0
+        self._num_steps = self._num_drafted_steps = 0
 
     def draft(
         self,
@@ -109,6 +109,8 @@ class Speculating:
         load = load_of(rows, room_s=room_s, max_tokens=limits.max_batch_tokens)
         step_s = model.step_s(load.num_tokens, context=load.context, pairs=load.pairs)
         next_end_s = now_s + 2 * step_s + margin_s
+        shortest = min([row.start for row in decodes]) + 1
+        least = least_chance(load, model, context=shortest)
         offered: dict[int, Proposal] = {}
         draftable: list[Draftable] = []
         spare = holdings.pool.num_free - int(HEADROOM_SHARE * limits.num_blocks)
@@ -131,7 +133,9 @@ class Speculating:
                 continue
             offered[request.id] = proposal
             if not self._fixed:
-                draftable.append(self._draftable(row, proposal, next_end_s=next_end_s))
+                one = self._draftable(row, proposal, least, next_end_s=next_end_s)
+                if one is not None:
+                    draftable.append(one)
         if self._fixed:
             counts = {request_id: proposal.num for request_id, proposal in offered.items()}
         else:
@@ -168,25 +172,28 @@ class Speculating:
             return
         plain_s = batch.predicted_s / batch.factor
         if plain_s > 0.0:
+            self._num_drafted_steps += 1
+            rate = max(FACTOR_RATE, 1 / (self._num_drafted_steps + 4))
             seen = min(max(actual_s / plain_s, 1.0 / MAX_FACTOR), MAX_FACTOR)
-            self.factor += FACTOR_RATE * (seen - self.factor)
-            self.factor = max(1.0, self.factor)
+            self.factor = max(1.0, self.factor + rate * (seen - self.factor))
 
     def forget(self, request_id: int) -> None:
         """The request is over."""
         self._drafter.forget(request_id)
         self.acceptance.forget(request_id)
 
-    def _draftable(self, row: BatchRow, proposal: Proposal, *, next_end_s: float) -> Draftable:
+    def _draftable(
+        self, row: BatchRow, proposal: Proposal, least: float, *, next_end_s: float
+    ) -> Draftable | None:
+        """A row as the planner sees it; None: it needs no draft, and its first can't pay."""
         request, seen = row.request, row.request.row
         num_needed = 1
         if seen.tier is Tier.PROMISED and seen.kept:
             num_needed = tokens_due(seen.due_s, seen.tpot_s, by_s=next_end_s)
-        return Draftable(
-            request.id,
-            row.start + 1,
-            self.acceptance.chances(
-                request.id, request.draft_group, grade=proposal.grade, num=proposal.num
-            ),
-            num_needed,
-        )
+        chances, group = self.acceptance.chances, request.draft_group
+        if num_needed <= 1:  # per row and step: mostly the end of it
+            first = chances(request.id, group, grade=proposal.grade, num=1)
+            if first[0] < least:
+                return None
+        found = chances(request.id, group, grade=proposal.grade, num=proposal.num)
+        return Draftable(request.id, row.start + 1, found, num_needed)
