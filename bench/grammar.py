@@ -185,7 +185,7 @@ def serve(widths: list[int], *, rounds: int, output: int) -> list[Served]:
     runner, tokenizer = load_model(
         resolve_source("builtin://tiny"),
         model=ModelSpec(source="builtin://tiny", served_name="tiny"),
-        engine=EngineSpec(kv_bytes=64 << 20),
+        engine=EngineSpec(kv_bytes=64 << 20, threads=1),  # two would wait for each other, spinning
     )
     facts = runner.facts
     compiler = Compiler(
