@@ -270,12 +270,12 @@ def test_only_the_latest_grammars_are_kept(compiler: Compiler) -> None:
     assert compiler.cached(first) is None
 
 
-def test_blanks_between_the_parts_of_json_come_to_an_end(compiler: Compiler) -> None:
+@pytest.mark.parametrize("blanks", [" ", "\n" + 32 * " ", "\r\n" + 32 * "\t"])
+def test_blanks_between_the_parts_of_json_come_to_an_end(compiler: Compiler, blanks: str) -> None:
     matcher = compiler.compile(of_schema(SCHEMA, field="x", lenient=False)).matcher()
-    matcher.accept(ord("{"))
-    for _ in range(32):
-        assert ord(" ") in allowed(matcher.mask())
-        matcher.accept(ord(" "))
+    for byte in b"{" + blanks.encode():
+        assert byte in allowed(matcher.mask())
+        matcher.accept(byte)
     assert allowed(matcher.mask()) == set(b'"')
 
 
