@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers
 
 from sloserve.engine.tokenizer import ByteTokenizer
 from sloserve.errors import BadInput
@@ -134,6 +137,7 @@ def test_a_draft_that_ends_the_answer_has_no_row_after_it(compiler: Compiler) ->
     matcher = regex(compiler, "a*")
     rows = [allowed(row) for row in matcher.masks([*b"a", END, *b"a"])]
     assert rows == [{*b"a", END}] * 2
+    assert not any(matcher.mask(after=[*b"a", END]))
     closed = regex(compiler, "ab")
     assert [allowed(row) for row in closed.masks([*b"ab", END])] == [set(b"a"), set(b"b"), {END}]
     assert allowed(closed.mask()) == set(b"a")
@@ -153,6 +157,9 @@ def test_rows_after_drafts_are_those_of_accepting_them(
         moved.accept(draft)
         expected.append(moved.mask())
     assert rows == expected
+    for count in range(1, len(drafts) + 1):
+        alone = asked.mask(after=drafts[:count])
+        assert alone == (rows[count] if count < len(rows) else bytes(len(rows[0])))
     assert asked.num_fitting(drafts) == len(expected) - 1
     kept = drafts[: min(num_kept, len(rows) - 1)]
     for draft in kept:
@@ -199,6 +206,55 @@ def test_whatever_is_drawn_under_masks_fits_the_schema(
         assert isinstance(value["n"], int)
 
 
+@pytest.fixture(scope="module")
+def spaced() -> Backend:
+    """A tokenizer of the SentencePiece kind: ▁ for spaces, bytes for what has no piece."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁",
+        "a",
+        "b",
+        "▁a",
+        "ab",
+    ]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("▁", "a"), ("a", "b")]
+    model = models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    backend = Backend(model)
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return backend
+
+
+def test_a_vocabulary_of_the_sentencepiece_kind_is_read_too(spaced: Backend) -> None:
+    compiler = Compiler(Vocabulary(spaced.to_str(), frozenset({0, 1, 2}), (2,), 264))
+    matcher = regex(compiler, "b a[a-zé]{2,3}")
+    tokens = spaced.encode("b aéb", add_special_tokens=False).ids
+    assert spaced.decode(tokens) == "b aéb"
+    assert len(tokens) == 5  # b, ▁a, two bytes of é, b
+    for token in tokens:
+        assert token in allowed(matcher.mask())
+        matcher.accept(token)
+    assert 2 in allowed(matcher.mask())
+
+
+@pytest.mark.parametrize("keyword", [{"uniqueItems": True}, {"not": {}}, {"if": {}}])
+def test_what_can_not_be_enforced_is_refused_or_passed_over(
+    compiler: Compiler, keyword: dict[str, Any]
+) -> None:
+    schema = {"type": ["array", "string"], **keyword}
+    with pytest.raises(BadInput, match="this JSON schema can't be followed"):
+        compiler.compile(of_schema(schema, field="x", lenient=False))
+    matcher = compiler.compile(of_schema(schema, field="x", lenient=True)).matcher()
+    assert allowed(matcher.mask()) >= set(b'["')
+
+
 def test_equal_constraints_are_compiled_once(compiler: Compiler) -> None:
     first = compiler.compile(Constraint(Kind.REGEX, "once", "guided_regex"))
     again = Constraint(Kind.REGEX, "once", "structured_outputs.regex")
@@ -214,12 +270,12 @@ def test_only_the_latest_grammars_are_kept(compiler: Compiler) -> None:
     assert compiler.cached(first) is None
 
 
-def test_blanks_between_the_parts_of_json_come_to_an_end(compiler: Compiler) -> None:
+@pytest.mark.parametrize("blanks", [" ", "\n" + 32 * " ", "\r\n" + 32 * "\t"])
+def test_blanks_between_the_parts_of_json_come_to_an_end(compiler: Compiler, blanks: str) -> None:
     matcher = compiler.compile(of_schema(SCHEMA, field="x", lenient=False)).matcher()
-    matcher.accept(ord("{"))
-    for _ in range(32):
-        assert ord(" ") in allowed(matcher.mask())
-        matcher.accept(ord(" "))
+    for byte in b"{" + blanks.encode():
+        assert byte in allowed(matcher.mask())
+        matcher.accept(byte)
     assert allowed(matcher.mask()) == set(b'"')
 
 

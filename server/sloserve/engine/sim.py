@@ -113,8 +113,7 @@ class SimRunner:
             token_id = EOS_ID
         if row.matcher is not None:
             said = [one.token_id for one in accepted if one.token_id is not None]
-            masks = row.matcher.masks(said)
-            token_id = soonest_end(masks[-1]) if len(masks) > len(said) else EOS_ID
+            token_id = soonest_end(row.matcher.mask(after=said))
         logprobs = None if row.sampling.logprobs is None else Logprobs(token_id, 0.0)
         return Sampled(token_id=token_id, logprobs=logprobs)
 

@@ -81,8 +81,8 @@ class Choices:
         choice = self._take(job, chunk)
         if not choice.text and not num_new and not choice.finish_reason:
             return b""
-        usage = self.usage() if self._usage_always else None
         first, *more = self._spoken(choice, num_new=num_new)
+        usage = self.usage() if self._usage_always else None
         data = self._answers.chunk(first, usage=usage, usage_field=self._usage_last)
         if self._annotate:
             out = sse.annotated(data, num_tokens=num_new, stage=chunk.stage)
@@ -148,6 +148,9 @@ class Choices:
         part = self._parts[choice.index]
         speech = part.speech
         if speech is None:
+            return [choice]
+        if speech.settled:
+            speech.keep(choice.text)
             return [choice]
         deltas = speech.push(choice.text, num_new=num_new)
         if choice.finish_reason is not None:

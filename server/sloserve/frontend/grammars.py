@@ -1,6 +1,7 @@
 """Grammars of requests, compiled beside the event loop and the engine's."""
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +13,8 @@ from sloserve.grammar.matcher import Grammar
 
 if TYPE_CHECKING:
     pass
+
+log = logging.getLogger(__name__)
 
 MAX_COMPILE_S = 10.0
 NUM_THREADS = 2
@@ -98,6 +101,7 @@ def make_grammars(tokenizer: Tokenizer, facts: ModelFacts) -> Grammars:
     try:
         from sloserve.grammar.compiler import Compiler, Vocabulary
     except ImportError:
+        log.info("structured output is off: the extra sloserve[grammar] is not installed")
         return Grammars()
     vocabulary = Vocabulary(
         tokenizer.definition(), tokenizer.special_ids, facts.eos_ids, facts.vocab_size
@@ -105,5 +109,6 @@ def make_grammars(tokenizer: Tokenizer, facts: ModelFacts) -> Grammars:
     try:
         compiler: Compiler = Compiler(vocabulary)
     except BadInput as error:
+        log.warning("structured output is off: %s", error.message)
         return Grammars(None, without=error.message)
     return Grammars(compiler)

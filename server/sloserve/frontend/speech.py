@@ -40,6 +40,15 @@ class Speech:
         """Whether a call has begun."""
         return bool(self._calls)
 
+    @property
+    def settled(self) -> bool:
+        """Whether all that comes is text for the reader: then `keep` does, and costs least."""
+        return self._parser is None and (self._splitter is None or self._splitter.settled)
+
+    def keep(self, text: str) -> None:
+        """More text for the reader."""
+        self._content += text
+
     def push(self, text: str, *, num_new: int) -> list[Json]:
         """The deltas of `text`; `num_new` tokens came with it."""
         if self._splitter is None:

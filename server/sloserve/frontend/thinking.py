@@ -69,6 +69,11 @@ class Splitter:
             return self._thinking.begins is True or bool(self._held.strip())
         return self._place == "thinking"
 
+    @property
+    def settled(self) -> bool:
+        """Whether all that comes is for the reader, as it is."""
+        return self._place == "answer" and not self._lead
+
     def push(self, text: str) -> tuple[str, str]:
         """(thinking, text for the reader) that `text` completes."""
         if self._place == "begin":

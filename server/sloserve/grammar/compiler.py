@@ -18,6 +18,8 @@ Ways in which what was written so far may go on. A schema needs about four per o
 An ambiguous grammar takes time with their cube: 2 ms a token at 500, 140 ms at 2000, and all
 requests of the step wait for it. A grammar that needs more fails there.
 """
+MAX_LEXER_STATES = 20_000
+"""Of one answer, at 1 to 2 kB each; they are made as an answer reaches them."""
 NUM_CACHED = 128
 """Compiled grammars that are kept, the latest used."""
 
@@ -42,7 +44,9 @@ class Compiler:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._eos_ids = vocabulary.eos_ids
         self._tokenizer = _tokenizer(vocabulary)
-        self._limits = LLParserLimits(max_items_in_row=MAX_ITEMS, verbose_errors=False)
+        self._limits = LLParserLimits(
+            max_items_in_row=MAX_ITEMS, max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
+        )
         self._cache: OrderedDict[tuple[Kind, str], Grammar] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -8,8 +8,11 @@ from typing import Any
 
 MAX_CHARACTERS = 262_144
 """Of one constraint's text; a JSON schema of that size compiles within about a second."""
-WHITESPACE = r"[ \n\r\t]{1,32}"
-"""Between the parts of JSON. Without an end, a weak model may write blanks for ever."""
+WHITESPACE = r"( |\r?\n[ \t]{0,32})"
+"""
+Between the parts of JSON: a space, or a new line and its indentation, as JSON is really written.
+Where more is allowed, a weak model writes blanks for as long as it may.
+"""
 OPTIONS = "x-guidance"
 """The key at the top of a schema where llguidance looks for options."""
 
