@@ -246,7 +246,7 @@ class Listening(TorchRunner):
     def _outcomes(
         self, rows: Sequence[StepRow], batch: Batch, logits: torch.Tensor
     ) -> list[Sampled]:
-        self.num_mixed += bool(batch.decodes) and bool(batch.chunks)
+        self.num_mixed += 0 < batch.num_decodes < len(batch.contexts)
         self.num_padded += batch.input_ids.shape[1] > batch.slots.shape[0]
         self.num_computed_tokens += batch.slots.shape[0]
         for i, at in enumerate(batch.sampled):

@@ -21,6 +21,7 @@ class ModelFacts:
     dtype: str
     device: str
     hardware: str  # a line a person recognises: CPU or GPU name and thread count
+    attention: str = ""  # which kernels; step times follow from it as from the dtype
     steps_aside: bool = False  # a step leaves processor and interpreter to others nearly all along
 
 

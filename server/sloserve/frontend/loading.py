@@ -110,9 +110,7 @@ def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
     facts = runner.facts
     threads = (spec.engine.threads or num_cores()) if facts.device == "cpu" else 0
     model = f"{spec.model.source}@{spec.model.revision}"
-    cached = cached_profile(
-        hardware=facts.hardware, model=model, dtype=facts.dtype, threads=threads
-    )
+    cached = cached_profile(facts, model=model, threads=threads)
     if cached is not None:
         return cached
 
@@ -141,7 +139,7 @@ def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
                 found.p95,
             )
             return found
-    path = cache_path(hardware=facts.hardware, model=model, dtype=facts.dtype, threads=threads)
+    path = cache_path(facts, model=model, threads=threads)
     save_profile(found, path)
     log.info("step times measured: mape=%.3f p95=%.3f kept in %s", found.mape, found.p95, path)
     return found

@@ -3,7 +3,7 @@
 import gc
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,12 +17,15 @@ from sloserve.engine.runner import ModelFacts
 from sloserve.errors import BadInput
 from sloserve.model import hardware
 from sloserve.model.attention import NAME
+from sloserve.model.choice import choose_path
+from sloserve.model.gathered import Gathered
 from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for, readable
 from sloserve.model.linear import can_pack, pack_linears
+from sloserve.model.path import AttentionPath
 from sloserve.model.recommended import default_sampling, end_tokens
 from sloserve.model.runner import TorchRunner
-from sloserve.model.selftest import Mismatch, check, reference
-from sloserve.model.structure import attention_layers, use_attention
+from sloserve.model.selftest import Mismatch, Reference, check, reference
+from sloserve.model.structure import AttentionLayer, attention_layers, use_attention
 from sloserve.model.tokenizer import HfTokenizer
 from sloserve.model.windowtest import check_windows
 from sloserve.slo.service import EngineSpec, ModelSpec
@@ -73,13 +76,13 @@ def load_runner(
     num_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     dtype = _dtype(engine.dtype, device)
     try:
-        loaded = _load(path, dtype, device, max_model_len, on_phase, num_bytes)
+        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, num_bytes)
     except Mismatch as error:
         if engine.dtype != "auto" or dtype is torch.float32:
             raise
         _log.warning("%s does not hold here, taking float32: %s", dtype, error.message)
         gc.collect()
-        loaded = _load(path, torch.float32, device, max_model_len, on_phase, num_bytes)
+        loaded = _load(path, engine, torch.float32, device, max_model_len, on_phase, num_bytes)
     on_phase("allocating the KV cache", 0, 0)
     return _runner(
         loaded,
@@ -97,11 +100,13 @@ class _Loaded:
     model: PreTrainedModel
     shapes: list[LayerShape]
     dtype: torch.dtype
+    attention: AttentionPath
     worst: float  # the self-test's largest difference
 
 
 def _load(
     path: Path,
+    engine: EngineSpec,
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
@@ -130,18 +135,55 @@ def _load(
         )
     network.train(False).requires_grad_(False).to(device)
     on_phase("loading weights", num_bytes, num_bytes)
-    on_phase("testing the model", 0, 0)
+    on_phase("preparing attention", 0, 0)
     layers = attention_layers(network, max_model_len=max_model_len)
     shapes = [layer.shape for layer in layers]
+    attention = choose_path(engine.attention, device=device, dtype=dtype, layers=shapes)
+    on_phase("testing the model", 0, 0)
     expected = reference(network, max_model_len=max_model_len)
     if device.type == "cpu" and can_pack(dtype):
         pack_linears(network)
         gc.collect()
-    worst = check(network, shapes, expected, max_model_len=max_model_len)
-    check_windows(
-        type(network).__name__, layers, max_model_len=max_model_len, dtype=dtype, device=device
+    try:
+        worst = _test(network, layers, expected, attention, max_model_len=max_model_len)
+    except Mismatch as error:
+        if engine.attention != "auto" or isinstance(attention, Gathered):
+            raise
+        worst = _test(network, layers, expected, Gathered(), max_model_len=max_model_len)
+        _log.warning(
+            "attention by torch's kernels, the %s one does not hold here: %s",
+            attention.name,
+            error.message,
+        )
+        attention = Gathered()
+    return _Loaded(network, shapes, dtype, attention, worst)
+
+
+def _test(
+    network: PreTrainedModel,
+    layers: Sequence[AttentionLayer],
+    expected: Reference,
+    attention: AttentionPath,
+    *,
+    max_model_len: int,
+) -> float:
+    """The largest difference of any logit; raises Mismatch when the model must not be served so."""
+    worst = check(
+        network,
+        [layer.shape for layer in layers],
+        expected,
+        max_model_len=max_model_len,
+        path=attention,
     )
-    return _Loaded(network, shapes, dtype, worst)
+    check_windows(
+        type(network).__name__,
+        layers,
+        max_model_len=max_model_len,
+        dtype=network.dtype,
+        device=network.device,
+        path=attention,
+    )
+    return worst
 
 
 def _runner(
@@ -172,6 +214,7 @@ def _runner(
         block_size=BLOCK_SIZE,
         dtype=loaded.dtype,
         device=device,
+        path=loaded.attention,
     )
     per_token = bytes_per_token(loaded.shapes, loaded.dtype)
     facts = ModelFacts(
@@ -185,16 +228,20 @@ def _runner(
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=device.type,
         hardware=hardware.hardware_name(device, num_threads=num_threads),
+        attention=loaded.attention.name,
         steps_aside=device.type == "cuda",
     )
     _log.info(
-        "%s: %s on %s; KV cache of %d blocks x %d tokens = %s; self-test within %.1e",
+        "%s: %s on %s, attention: %s; KV cache of %d blocks x %d tokens = %s (%s); "
+        "self-test within %.1e",
         facts.name,
         facts.dtype,
         facts.hardware,
+        loaded.attention.name,
         num_blocks,
         BLOCK_SIZE,
         readable(num_blocks * BLOCK_SIZE * per_token),
+        note,
         loaded.worst,
     )
     return TorchRunner(

@@ -266,31 +266,32 @@ def model_key(model: ModelSpec) -> str:
     return f"{model.source}@{model.revision}"
 
 
-def cache_folder() -> Path:
-    """Where profiles are kept: SLOSERVE_CACHE, else the user's cache, `sloserve/profiles`."""
+def cache_folder(kind: str = "profiles") -> Path:
+    """Where such things are kept: SLOSERVE_CACHE, else the user's cache, `sloserve`."""
     given = os.environ.get("SLOSERVE_CACHE")
     if given:
-        return Path(given).expanduser() / "profiles"
+        return Path(given).expanduser() / kind
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "sloserve" / "profiles"
+    return Path(base).expanduser() / "sloserve" / kind
 
 
-def cache_path(*, hardware: str, model: str, dtype: str, threads: int) -> Path:
+def cache_path(facts: ModelFacts, *, model: str, threads: int) -> Path:
     """
-    The file for this hardware, model, dtype and thread count.
+    The file for this hardware, model, dtype, attention path and thread count.
 
     The versions of sloserve and torch are in the key, too: a new one may be quicker.
     """
     versions = [_version("sloserve"), _version("torch")]
-    key = json.dumps([hardware, model, dtype, threads, *versions])
+    parts = [facts.hardware, model, facts.dtype, facts.attention, threads, *versions]
+    key = json.dumps(parts)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.]+", "-", model.rpartition("://")[2]).strip("-.")[-60:]
-    return cache_folder() / f"{name}-{dtype}-{threads}t-{digest}.json"
+    return cache_folder() / f"{name}-{facts.dtype}-{threads}t-{digest}.json"
 
 
-def cached_profile(*, hardware: str, model: str, dtype: str, threads: int) -> Profile | None:
+def cached_profile(facts: ModelFacts, *, model: str, threads: int) -> Profile | None:
     """The profile measured before, if there is one that can be read."""
-    path = cache_path(hardware=hardware, model=model, dtype=dtype, threads=threads)
+    path = cache_path(facts, model=model, threads=threads)
     try:
         return load_profile(path)
     except SloserveError:

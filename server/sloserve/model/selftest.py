@@ -12,6 +12,7 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.model.attention import NAME
 from sloserve.model.batch import build_batch
 from sloserve.model.kv import KvCache, LayerShape
+from sloserve.model.path import AttentionPath
 from sloserve.model.runner import forward
 from sloserve.model.structure import use_attention
 from sloserve.model.terms import Unsupported
@@ -86,6 +87,7 @@ def check(
     expected: Reference,
     *,
     max_model_len: int,
+    path: AttentionPath,
 ) -> float:
     """
     The largest difference of any logit; raises Mismatch when it is above the tolerance.
@@ -105,6 +107,7 @@ def check(
         block_size=_BLOCK_SIZE,
         dtype=model.dtype,
         device=model.device,
+        path=path,
     )
     blocks = list(range(cache.num_blocks))
     mine, theirs = blocks[:num_mine][::-1], blocks[num_mine:-1]

@@ -11,6 +11,7 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.model.attention import NAME, current_step
 from sloserve.model.batch import build_batch
 from sloserve.model.kv import KvCache
+from sloserve.model.path import AttentionPath
 from sloserve.model.selftest import NUM_TOKENS, Mismatch
 from sloserve.model.structure import AttentionLayer
 
@@ -31,6 +32,7 @@ def check_windows(
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
+    path: AttentionPath,
 ) -> None:
     """
     Raises Mismatch when a window ends at the wrong key, for windows that requests can outgrow and
@@ -47,7 +49,7 @@ def check_windows(
         if window is None or kind in tried or not NUM_TOKENS / 2 <= window < max_model_len:
             continue
         tried.add(kind)
-        seen, expected, unit = _count(layer, window, dtype=dtype, device=device)
+        seen, expected, unit = _count(layer, window, dtype=dtype, device=device, path=path)
         wrong = ((seen - expected).abs() > unit / 4) | seen.isnan()
         if bool(wrong.any()):
             row, head = (int(i) for i in wrong.nonzero()[0])
@@ -60,7 +62,12 @@ def check_windows(
 
 
 def _count(
-    layer: AttentionLayer, window: int, *, dtype: torch.dtype, device: torch.device
+    layer: AttentionLayer,
+    window: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    path: AttentionPath,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     What attention says, what is right (num_queries, H), and what one key counts (1, H).
@@ -71,7 +78,12 @@ def _count(
     num_tokens = window + _STARTS[0] + _COUNTS[0]
     num_blocks = -(-num_tokens // _BLOCK_SIZE)
     cache = KvCache(
-        [layer.shape], num_blocks=num_blocks, block_size=_BLOCK_SIZE, dtype=dtype, device=device
+        [layer.shape],
+        num_blocks=num_blocks,
+        block_size=_BLOCK_SIZE,
+        dtype=dtype,
+        device=device,
+        path=path,
     )
     marked = torch.arange(_FIRST_MARK, _FIRST_MARK + _NUM_MARKS, device=device)
     shape = layer.shape

@@ -77,6 +77,7 @@ def _engine(engine: EngineSpec) -> dict[str, object]:
             "maxRunning": engine.max_running,
             "maxBatchTokens": engine.max_batch_tokens,
             "threads": engine.threads,
+            "attention": engine.attention,
             "speculation": {
                 "mode": engine.speculation.mode,
                 "drafter": engine.speculation.drafter,
