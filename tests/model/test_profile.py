@@ -173,8 +173,11 @@ def test_a_profile_is_found_again_by_hardware_model_dtype_attention_and_threads(
     assert cached_profile(facts, model=model, threads=2) == profile == load_profile(path)
     assert cached_profile(facts, model=model, threads=1) is None
     assert cached_profile(facts, model="hf://org/other", threads=2) is None
-    for change in ({"hardware": "another CPU"}, {"dtype": "int8"}, {"attention": "compiled"}):
-        other = replace(facts, **change)
+    for other in (
+        replace(facts, hardware="another CPU"),
+        replace(facts, dtype="bfloat16"),
+        replace(facts, attention="compiled"),
+    ):
         assert cached_profile(other, model=model, threads=2) is None
 
 
