@@ -166,6 +166,7 @@ def _jobs(
                 promise=promise,
                 arrival_s=ask.arrival_s,
                 last_hop=ask.last_hop,
+                cache_salt=body.cache_salt or "",
                 streamed=bool(body.stream),
                 request_id=ask.request_id,
             )

@@ -135,6 +135,8 @@ class SamplingBody(Body):
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     response_format: ResponseFormat | None = None
     user: str | None = None
+    cache_salt: str | None = Field(None, min_length=1, max_length=256)
+    """Prompts share KV blocks only with prompts of the same salt (vLLM's field)."""
 
     @property
     def num_choices(self) -> int:
