@@ -33,9 +33,9 @@ class Generation:
         *,
         facts: ModelFacts,
         tokenizer: Tokenizer,
-        lengths: dict[tuple[int, bool], int],
+        texts: dict[tuple[int, bool], str],
     ) -> None:
-        """`lengths` is shared by all of one tokenizer (`Detokenizer`)."""
+        """`texts` is shared by all of one tokenizer (`Detokenizer`)."""
         sampling = generate.sampling
         self.key = generate.key
         self.sampling = sampling
@@ -44,7 +44,7 @@ class Generation:
             tokenizer,
             before=generate.prompt[-CONTEXT_TOKENS:],
             skip_special=sampling.skip_special_tokens,
-            lengths=lengths,
+            texts=texts,
         )
         self._stops = StopFinder(sampling.stop, include=sampling.include_stop)
         stages = generate.promise.stages

@@ -73,7 +73,7 @@ class Engine:
         """Steps that broke since the last one that did not."""
         self._generations: dict[int, Generation] = {}
         self._id_of: dict[str, int] = {}
-        self._text_lengths: dict[tuple[int, bool], int] = {}
+        self._texts: dict[tuple[int, bool], str] = {}  # of single tokens
         self._ids = itertools.count(1)
         self._outbox: list[tuple[str, Event]] = []
         self._last_end_s: float | None = None  # end of the last step; None after idling
@@ -122,7 +122,7 @@ class Engine:
             request,
             facts=self.facts,
             tokenizer=self.tokenizer,
-            lengths=self._text_lengths,
+            texts=self._texts,
         )
         self.scheduler.add(request, self.clock.now_s())
         self._generations[request.id] = generation

@@ -10,6 +10,8 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     special_ids: frozenset[int]
+    context_free: bool
+    """Whether a text is its tokens' bytes one after the other, whatever stands beside each."""
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`."""
@@ -36,6 +38,7 @@ class ByteTokenizer:
     """
 
     specials = ("<|end|>", "<think>", "</think>")
+    context_free = True
 
     def __init__(self) -> None:
         self.vocab_size = 256 + len(self.specials)

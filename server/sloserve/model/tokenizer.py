@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateError
+from tokenizers import decoders
 from transformers import AutoTokenizer
 
 from sloserve.errors import BadInput
@@ -55,6 +56,7 @@ class HfTokenizer:
         backend.no_padding()
         self._backend = backend
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.context_free = isinstance(backend.decoder, decoders.ByteLevel)
         self.eos_id: int | None = self._tokenizer.eos_token_id
         self.special_ids = frozenset(
             token_id
