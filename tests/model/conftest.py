@@ -1,11 +1,16 @@
 """Tiny random models of many families, and a driver that makes ragged batches of requests."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -111,6 +116,52 @@ class Driver:
             sample=seat.computed + count == len(seat.tokens),
             sampling=seat.talk.sampling,
         )
+
+
+@pytest.fixture(scope="module")
+def interpreted_kernels() -> Iterator[ModuleType]:
+    """
+    Our Triton kernels as Triton's interpreter runs them, on CPU.
+
+    Triton interprets what is imported while TRITON_INTERPRET is set, its own library included: it
+    is imported anew for the tests of a module. Its interpreter multiplies bfloat16 as if the bits
+    were whole numbers; here the factors are widened first.
+    """
+    if find_spec("triton") is None:
+        pytest.skip("needs triton, which is for Linux: pip install triton")
+    before = _without_triton()
+    spec = find_spec("sloserve.model.triton_kernel")
+    assert spec is not None
+    assert spec.loader is not None
+    kernels = module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        spec.loader.exec_module(kernels)
+        _mend(import_module("triton.runtime.interpreter"))
+        yield kernels
+    _without_triton()
+    sys.modules.update(before)
+
+
+def _without_triton() -> dict[str, ModuleType]:
+    """Take triton's Python modules out of what is imported; those that were there."""
+    names = [n for n in sys.modules if n.partition(".")[0] == "triton" and "._C" not in n]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _mend(interpreter: Any) -> None:
+    plain, types = interpreter.InterpreterBuilder.create_dot, interpreter.tl
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar != types.bfloat16:
+            return handle
+        wide = interpreter._convert_float(handle.data, types.bfloat16, types.float32, None)
+        return type(handle)(wide.view(np.float32).reshape(handle.data.shape), types.float32)
+
+    def create_dot(builder: Any, a: Any, b: Any, *more: Any) -> Any:
+        return plain(builder, widened(a), widened(b), *more)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
 
 
 @pytest.fixture
