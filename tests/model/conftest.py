@@ -385,3 +385,58 @@ class Service:
 @pytest.fixture
 def a_service() -> type[Service]:
     return Service
+
+
+def _varlen(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    block_table: torch.Tensor,
+) -> torch.Tensor:
+    num_pages, page, kv_heads, _ = keys.shape
+    num_tokens, heads, _ = query.shape
+    assert causal
+    assert page % 256 == 0
+    assert query.stride(-1) == 1
+    assert {t.dtype for t in (cu_seqlens_q, cu_seqlens_k, block_table)} == {torch.int32}
+    assert block_table.shape[0] == len(cu_seqlens_q) - 1 == len(cu_seqlens_k) - 1
+    torch._assert_async((cu_seqlens_q.diff() <= max_seqlen_q).all())
+    torch._assert_async((cu_seqlens_k.diff() <= max_seqlen_k).all())
+    torch._assert_async((block_table < num_pages).all())
+    token = torch.arange(num_tokens, dtype=torch.int32)
+    row = torch.searchsorted(cu_seqlens_q, token, right=True) - 1
+    lengths = cu_seqlens_k.diff()[row]  # (tokens,)
+    position = lengths - cu_seqlens_q[row + 1] + token  # the last query sees the last key
+    at = torch.arange(block_table.shape[1] * page)
+    seen = (at <= position[:, None]) & (at < lengths[:, None])
+    if window_size[0] >= 0:
+        seen &= at >= position[:, None] - window_size[0]
+    if window_size[1] >= 0:
+        seen &= at <= position[:, None] + window_size[1]
+    own_keys, own_values = (
+        memory[block_table.long()].flatten(1, 2)[row].repeat_interleave(heads // kv_heads, dim=2)
+        for memory in (keys, values)
+    )  # (tokens, keys, H, D)
+    scores = torch.einsum("thd,tkhd->thk", query.float(), own_keys.float()) * softmax_scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)
+    return torch.einsum("thk,tkhd->thd", weights, own_values.float()).to(query.dtype)
+
+
+@pytest.fixture
+def varlen() -> Callable[..., torch.Tensor]:
+    """
+    What flash-attn's documentation says of `flash_attn_varlen_func` with a block table, on CPU and
+    in any dtype. Waits for nothing, as the real one.
+    """
+    return _varlen

@@ -58,6 +58,7 @@ class Compiled:
     """The path through our kernel. One thread at a time may attend over a cache."""
 
     name = "compiled"
+    block_size = 16
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions = {

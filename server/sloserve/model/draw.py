@@ -44,13 +44,19 @@ def invert(weights: Tensor, uniform: NDArray[np.float64]) -> list[int]:
 
     weights (n, V) need not sum to one; a token of weight 0 is never drawn.
     """
+    tokens: list[int] = inverted(weights, torch.from_numpy(uniform).to(weights.device)).tolist()
+    return tokens
+
+
+def inverted(weights: Tensor, uniform: Tensor) -> Tensor:
+    """`invert` on whatever device: uniform (n,) float64 -> tokens (n,) int64."""
     num_rows, vocabulary = weights.shape
     blocks = -(-vocabulary // _BLOCK)
     if blocks * _BLOCK != vocabulary:
         weights = torch.nn.functional.pad(weights, (0, blocks * _BLOCK - vocabulary))
     weights = weights.view(num_rows, blocks, _BLOCK)
     ends = weights.sum(-1).double().cumsum(-1)  # (n, blocks)
-    goal = torch.from_numpy(uniform).to(weights.device)[:, None] * ends[:, -1:]
+    goal = uniform[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, goal, right=True)
     block = block.clamp_max(blocks - 1)
     inside = weights[torch.arange(num_rows, device=weights.device), block[:, 0]].double()
@@ -59,8 +65,7 @@ def invert(weights: Tensor, uniform: NDArray[np.float64]) -> list[int]:
     # float32 block sums may round above the float64 steps: stay below the last step
     goal = torch.minimum(goal - before, steps[:, -1:] * (1 - 2.0**-50)).clamp_min(0)
     at = torch.searchsorted(steps, goal, right=True).clamp_max(_BLOCK - 1)
-    tokens: list[int] = (block * _BLOCK + at)[:, 0].tolist()
-    return tokens
+    return (block * _BLOCK + at)[:, 0]
 
 
 def keep_likely(

@@ -73,6 +73,7 @@ class Gathered:
     """The path through torch."""
 
     name = "torch"
+    block_size = 16
 
     def attend(
         self,

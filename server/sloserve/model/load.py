@@ -18,6 +18,7 @@ from sloserve.errors import BadInput
 from sloserve.model import hardware
 from sloserve.model.attention import NAME
 from sloserve.model.choice import choose_path
+from sloserve.model.cuda_load import cuda_runner, out_of_memory_told
 from sloserve.model.gathered import Gathered
 from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for, readable
 from sloserve.model.linear import can_pack, pack_linears
@@ -31,8 +32,6 @@ from sloserve.model.windowtest import check_windows
 from sloserve.slo.service import EngineSpec, ModelSpec
 
 _log = logging.getLogger(__name__)
-
-BLOCK_SIZE = 16
 
 OnPhase = Callable[[str, int, int], None]
 """Called with a phase's name, bytes done and bytes in total (0: not counted)."""
@@ -92,6 +91,29 @@ def load_runner(
         device=device,
         num_threads=num_threads,
         tokenizer_eos=tokenizer_eos,
+        on_phase=on_phase,
+    )
+
+
+def runner_over(
+    network: PreTrainedModel,
+    *,
+    model: ModelSpec,
+    engine: EngineSpec,
+    on_phase: OnPhase = lambda phase, done, total: None,
+) -> TorchRunner:
+    """The runner over weights that are in memory already, tested like those of a folder."""
+    device, max_model_len = _device(engine), _model_len(network.config, model.max_model_len)
+    loaded = _proved(network, engine, network.dtype, device, max_model_len, on_phase)
+    return _runner(
+        loaded,
+        model=model,
+        engine=engine,
+        max_model_len=max_model_len,
+        device=device,
+        num_threads=torch.get_num_threads(),
+        tokenizer_eos=None,
+        on_phase=on_phase,
     )
 
 
@@ -133,12 +155,43 @@ def _load(
             f"{path} lacks {len(lost)} of the model's weights, among them {lost[0]}",
             field="model.source",
         )
-    network.train(False).requires_grad_(False).to(device)
     on_phase("loading weights", num_bytes, num_bytes)
+    return _proved(network, engine, dtype, device, max_model_len, on_phase)
+
+
+def _proved(
+    network: PreTrainedModel,
+    engine: EngineSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    on_phase: OnPhase,
+) -> _Loaded:
+    """The model on its device, with the attention that passed the load-time tests."""
+    network.train(False).requires_grad_(False)
+    with out_of_memory_told(network, device):
+        network.to(device)
+        return _tested(network, engine, dtype, device, max_model_len, on_phase)
+
+
+def _tested(
+    network: PreTrainedModel,
+    engine: EngineSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    on_phase: OnPhase,
+) -> _Loaded:
     on_phase("preparing attention", 0, 0)
     layers = attention_layers(network, max_model_len=max_model_len)
     shapes = [layer.shape for layer in layers]
-    attention = choose_path(engine.attention, device=device, dtype=dtype, layers=shapes)
+    attention = choose_path(
+        engine.attention,
+        device=device,
+        dtype=dtype,
+        layers=shapes,
+        terms=[layer.terms for layer in layers],
+    )
     on_phase("testing the model", 0, 0)
     expected = reference(network, max_model_len=max_model_len)
     if device.type == "cpu" and can_pack(dtype):
@@ -195,23 +248,25 @@ def _runner(
     device: torch.device,
     num_threads: int,
     tokenizer_eos: int | None,
+    on_phase: OnPhase,
 ) -> TorchRunner:
     use_attention(loaded.model, NAME)
+    block_size = loaded.attention.block_size
     budget, note = _kv_budget(engine, device)
     num_blocks = num_blocks_for(
         budget,
         layers=loaded.shapes,
         dtype=loaded.dtype,
-        block_size=BLOCK_SIZE,
+        block_size=block_size,
         max_model_len=max_model_len,
         budget_note=note,
     )
     # more than every running request at its full length is never of use
-    num_blocks = min(num_blocks, engine.max_running * -(-max_model_len // BLOCK_SIZE))
+    num_blocks = min(num_blocks, engine.max_running * -(-max_model_len // block_size))
     cache = KvCache(
         loaded.shapes,
-        num_blocks=num_blocks,
-        block_size=BLOCK_SIZE,
+        num_blocks=num_blocks + (device.type == "cuda"),  # one for the padding of graphs
+        block_size=block_size,
         dtype=loaded.dtype,
         device=device,
         path=loaded.attention,
@@ -222,7 +277,7 @@ def _runner(
         vocab_size=loaded.model.config.get_text_config().vocab_size,
         max_model_len=max_model_len,
         eos_ids=end_tokens(loaded.model, tokenizer_eos=tokenizer_eos),
-        block_size=BLOCK_SIZE,
+        block_size=block_size,
         num_blocks=num_blocks,
         kv_bytes_per_token=per_token,
         dtype=str(loaded.dtype).removeprefix("torch."),
@@ -239,14 +294,22 @@ def _runner(
         facts.hardware,
         loaded.attention.name,
         num_blocks,
-        BLOCK_SIZE,
-        readable(num_blocks * BLOCK_SIZE * per_token),
+        block_size,
+        readable(num_blocks * block_size * per_token),
         note,
         loaded.worst,
     )
-    return TorchRunner(
-        loaded.model, cache=cache, facts=facts, defaults=default_sampling(loaded.model)
-    )
+    defaults = default_sampling(loaded.model)
+    if device.type == "cuda":
+        on_phase("capturing CUDA graphs", 0, 0)
+        return cuda_runner(
+            loaded.model,
+            cache=cache,
+            facts=facts,
+            defaults=defaults,
+            max_rows=engine.max_running,
+        )
+    return TorchRunner(loaded.model, cache=cache, facts=facts, defaults=defaults)
 
 
 def _device(engine: EngineSpec) -> torch.device:

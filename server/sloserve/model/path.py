@@ -16,6 +16,8 @@ class AttentionPath(Protocol):
 
     name: str
     """As it is asked for (`engine.attention`) and told in the log."""
+    block_size: int
+    """Tokens of a page that suit it."""
 
     def attend(
         self,

@@ -57,10 +57,7 @@ class TorchRunner:
     def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
         """One forward pass over one ragged batch; the outcomes in the order of `rows`."""
         with torch.inference_mode():
-            batch = build_batch(rows, block_size=self.cache.block_size, device=self.cache.device)
-            start_s = time.perf_counter()
-            logits = forward(self.model, batch, self.cache)
-            self.last_forward_s = time.perf_counter() - start_s
+            batch, logits = self._compute(rows)
             return self._outcomes(rows, batch, logits)
 
     def forget(self, request_id: int) -> None:
@@ -71,6 +68,14 @@ class TorchRunner:
         """Give back the memory; no step may follow."""
         self.cache.release()
         del self.model
+
+    def _compute(self, rows: Sequence[StepRow]) -> tuple[Batch, Tensor]:
+        """The batch of `rows` and its logits (S, vocabulary)."""
+        batch = build_batch(rows, block_size=self.cache.block_size, device=self.cache.device)
+        start_s = time.perf_counter()
+        logits = forward(self.model, batch, self.cache)
+        self.last_forward_s = time.perf_counter() - start_s
+        return batch, logits
 
     def _outcomes(self, rows: Sequence[StepRow], batch: Batch, logits: Tensor) -> list[Sampled]:
         prompts = self._prompt_logprobs(rows, batch, logits) if batch.prompts else {}

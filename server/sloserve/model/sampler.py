@@ -9,11 +9,14 @@ log softmax of the logits before any of this.
 import secrets
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sloserve.engine.runner import Logprobs, Sampled, StepRow
 from sloserve.model.chance import seed_state, uniforms
+from sloserve.model.cuda_draw import draw_on_device
 from sloserve.model.draw import best_tokens, draw_tokens
 from sloserve.model.history import History, penalise
 
@@ -120,19 +123,32 @@ class Sampler:
     @staticmethod
     def _draw(logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known]) -> list[int]:
         drawn = [i for i, k in enumerate(known) if not k.greedy]
+        if logits.device.type != "cpu":
+            return draw_on_device(
+                logits,
+                [rows[i].sampling for i in drawn],
+                drawn=drawn,
+                uniform=_uniforms(rows, known, drawn),
+            )
         tokens: list[int] = [0] * len(rows)
         if len(drawn) < len(rows):
             tokens = best_tokens(logits)
             logits = logits[drawn]
-        uniform = uniforms(
-            [known[i].state for i in drawn],
-            [len(rows[i].tokens) - rows[i].num_prompt for i in drawn],
-        )
+        uniform = _uniforms(rows, known, drawn)
         for i, token_id in zip(
             drawn, draw_tokens(logits, [rows[i].sampling for i in drawn], uniform), strict=True
         ):
             tokens[i] = token_id
         return tokens
+
+
+def _uniforms(
+    rows: Sequence[StepRow], known: Sequence[_Known], drawn: Sequence[int]
+) -> NDArray[np.float64]:
+    return uniforms(
+        [known[i].state for i in drawn],
+        [len(rows[i].tokens) - rows[i].num_prompt for i in drawn],
+    )
 
 
 def describe(
@@ -141,14 +157,14 @@ def describe(
     """Chosen token and its best alternatives per row of log probabilities `(n, vocabulary)`."""
     chosen = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0]
     most = min(max(alternatives), logprobs.shape[1])
-    values, ids = (t.tolist() for t in logprobs.topk(most, dim=-1))
+    values, ids = logprobs.topk(most, dim=-1)
+    # one copy from the device; a double holds both
+    told = torch.cat((chosen[:, None].double(), values.double(), ids.double()), dim=1).tolist()
     return [
         Logprobs(
             token_id=token,
-            logprob=logprob,
-            top=tuple(zip(ids[i][:count], values[i][:count], strict=True)),
+            logprob=row[0],
+            top=tuple(zip(map(int, row[most + 1 : most + 1 + count]), row[1:], strict=False)),
         )
-        for i, (token, logprob, count) in enumerate(
-            zip(tokens, chosen.tolist(), alternatives, strict=True)
-        )
+        for token, row, count in zip(tokens, told, alternatives, strict=True)
     ]

@@ -21,6 +21,7 @@ class TritonPath:
     """
 
     name = "triton"
+    block_size = 16
 
     def __init__(self, kernels: ModuleType, *, num_processors: int) -> None:
         self._kernels = kernels

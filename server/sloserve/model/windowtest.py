@@ -15,7 +15,6 @@ from sloserve.model.path import AttentionPath
 from sloserve.model.selftest import NUM_TOKENS, Mismatch
 from sloserve.model.structure import AttentionLayer
 
-_BLOCK_SIZE = 16
 _FIRST_MARK, _NUM_MARKS = 8, 16
 _STARTS = (4, 16, 9)  # of the rows, past the window: a chunk and two decodes
 _COUNTS = (20, 1, 1)
@@ -76,11 +75,11 @@ def _count(
     window / (window + exp(sink)).
     """
     num_tokens = window + _STARTS[0] + _COUNTS[0]
-    num_blocks = -(-num_tokens // _BLOCK_SIZE)
+    num_blocks = -(-num_tokens // path.block_size)
     cache = KvCache(
         [layer.shape],
         num_blocks=num_blocks,
-        block_size=_BLOCK_SIZE,
+        block_size=path.block_size,
         dtype=dtype,
         device=device,
         path=path,
@@ -109,7 +108,7 @@ def _count(
         )
         for start, count in zip(_STARTS, _COUNTS, strict=True)
     ]
-    batch = build_batch(rows, block_size=_BLOCK_SIZE, device=device)
+    batch = build_batch(rows, block_size=path.block_size, device=device)
     num_padded = batch.input_ids.shape[1]
     terms = layer.terms
     with torch.inference_mode(), current_step(batch, cache):

@@ -60,7 +60,7 @@ FLAGS = (
     Flag("--max-running", ("engine", "maxRunning"), "requests in one step at most", "number"),
     Flag("--max-batch-tokens", ("engine", "maxBatchTokens"), "tokens in one step", "number"),
     Flag("--threads", ("engine", "threads"), "CPU threads of the forward pass", "number"),
-    Flag("--attention", ("engine", "attention"), "auto, torch or compiled"),
+    Flag("--attention", ("engine", "attention"), "auto, torch, compiled, triton or flash-attn"),
     Flag("--speculation", ("engine", "speculation", "mode"), "Auto or Never"),
     Flag("--drafter", ("engine", "speculation", "drafter"), "ngram, or a draft model"),
     Flag(

@@ -93,7 +93,9 @@ def parse_engine(spec: Fields) -> EngineSpec:
         max_running=engine.integer("maxRunning", 256, least=1, most=4096),
         max_batch_tokens=engine.integer("maxBatchTokens", 8192, least=16, most=1_048_576),
         threads=engine.integer("threads", None, least=1, most=1024),
-        attention=engine.choice("attention", "auto", "auto", "torch", "compiled"),
+        attention=engine.choice(
+            "attention", "auto", "auto", "torch", "compiled", "triton", "flash-attn"
+        ),
         speculation=SpeculationSpec(
             mode=speculation.choice("mode", "Auto", "Auto", "Never"),
             drafter=_drafter(speculation),

@@ -80,7 +80,8 @@ class EngineSpec:
     threads: int | None = None
     """CPU threads of the forward pass; None: the cores of this machine."""
     attention: str = "auto"
-    """`auto`, `torch` or `compiled`; auto: the fastest kernel that can be had and holds."""
+    """`auto`, `torch`, `compiled` (cpu), `triton` or `flash-attn` (cuda); auto: the fastest kernel
+    that can be had and holds."""
     speculation: SpeculationSpec = field(default_factory=SpeculationSpec)
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     pod: PodSpec = field(default_factory=PodSpec)
