@@ -1,4 +1,4 @@
-"""Our Triton kernel, compiled ahead of time for Hopper GPUs: the very launches that would be made."""
+"""Our Triton kernel, compiled ahead of time for Hopper GPUs: what would be launched, as it is."""
 
 import re
 import shutil

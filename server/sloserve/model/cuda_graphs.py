@@ -157,6 +157,10 @@ class DecodeGraphs:
             logits = logits[batch.sampled]
         return batch, logits
 
+    def replay(self, size: int) -> None:
+        """Run the graph of that captured size on what its memory holds, as a benchmark does."""
+        self._graphs[size].replay()
+
     def _batch(self, size: int, rows: Sequence[StepRow] = ()) -> Batch:
         """Views of the memory that the graph of that size reads; what the host knows of `rows`."""
         ids, positions, slots, contexts, page_begins, pages = self._memory[
