@@ -1,5 +1,7 @@
 """Llamas with random weights, and steps to give them."""
 
+from typing import Any, cast
+
 import torch
 from bench.roofline import Work
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
@@ -13,7 +15,7 @@ GREEDY = SamplingParams(temperature=0.0)
 
 def config_of(size: str) -> PreTrainedConfig:
     """Llama 3.1 8B and 3.2 1B in shape, and one for tests."""
-    shapes: dict[str, dict[str, int]] = {
+    shapes: dict[str, dict[str, Any]] = {
         "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
                "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256},
         "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
@@ -42,13 +44,18 @@ def random_model(size: str, *, device: torch.device, dtype: torch.dtype) -> PreT
 def work_of(model: PreTrainedModel, *, kv_bytes_per_token: int) -> Work:
     """What its steps move and compute."""
     config = model.config
-    head = model.get_output_embeddings().weight.numel()
-    tables = head + model.get_input_embeddings().weight.numel()  # type: ignore[union-attr]
+    head, embeddings = (
+        module.weight.numel()
+        for module in (
+            model.get_output_embeddings(),  # type: ignore[no-untyped-call]
+            cast("torch.nn.Embedding", model.get_input_embeddings()),
+        )
+    )
     return Work(
         num_layers=config.num_hidden_layers,
         num_heads=config.num_attention_heads,
         head_size=getattr(config, "head_dim", config.hidden_size // config.num_attention_heads),
-        matrix_parameters=sum(p.numel() for p in model.parameters()) - tables,
+        matrix_parameters=sum(p.numel() for p in model.parameters()) - head - embeddings,
         head_parameters=head,
         itemsize=model.dtype.itemsize,
         kv_bytes_per_token=kv_bytes_per_token,

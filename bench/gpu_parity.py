@@ -42,7 +42,7 @@ def same_logits(runner: TorchRunner) -> dict[str, float]:
             device=cache.device,
             path=path,
         )
-        kept = []
+        kept: list[torch.Tensor] = []
         for ends in ((last - 1, last // 2, 20), (last, last, 21)):  # prompts, then a mixed step
             rows = [
                 replace(

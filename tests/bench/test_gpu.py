@@ -11,6 +11,7 @@ from bench import gpu
 from bench.gpu_model import config_of, decode_rows, random_model, work_of
 from bench.roofline import Peak, Work, busy_share, peak_of
 
+from sloserve.model.profile import QUICK
 from sloserve.perf import load_profile
 
 LLAMA = Work(
@@ -121,7 +122,7 @@ def test_bars_are_met_or_said_not_to_be() -> None:
 def test_the_whole_script_runs_where_there_is_no_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = replace(gpu.QUICK, widths=(1, 2, 4, 8), contexts=(32, 128), chunks=(16, 32, 64, 128),
+    few = replace(QUICK, widths=(1, 2, 4, 8), contexts=(32, 128), chunks=(16, 32, 64, 128),
                   priors=(0,), repeats=1, budget_s=120.0)  # fmt: skip
     monkeypatch.setattr(gpu, "QUICK", few)
     figures, profile = tmp_path / "figures.json", tmp_path / "profile.json"

@@ -43,7 +43,7 @@ def a_config(kind: str = "llama", **more: Any) -> PreTrainedConfig:
     return config
 
 
-class Operators(TorchDispatchMode):
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Takes down every operator, its tensors and its result; refuses to wait for the device."""
 
     WAITING = (
@@ -53,7 +53,7 @@ class Operators(TorchDispatchMode):
     )
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.taken: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sloserve.engine.runner import StepRow
+from sloserve.model.upload import on_device
 
 
 @dataclass(slots=True)
@@ -65,9 +66,7 @@ def flat_tensor(parts: Sequence[list[int]], *, device: torch.device) -> tuple[Te
     values: list[int] = []
     for part in parts:
         values += part
-    flat = torch.frombuffer(array("q", values), dtype=torch.int64)
-    if device.type != "cpu":
-        flat = flat.to(device, non_blocking=True)
+    flat = on_device(array("q", values), device)
     return torch.split(flat, [len(part) for part in parts])
 
 

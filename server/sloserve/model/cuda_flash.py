@@ -28,7 +28,7 @@ class Varlen:
 
 class FlashPath:
     """
-    The path of `flash_attn.flash_attn_varlen_func`, from 2.5 on: one call a layer, whatever rows.
+    The path of `flash_attn.flash_attn_varlen_func`, from 2.6 on: one call a layer, whatever rows.
 
     For 16 bits, keys and values of one size, no sinks (`why_not`). Pages have 256 tokens: the
     kernels take multiples of that only.

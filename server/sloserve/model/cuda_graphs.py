@@ -165,7 +165,7 @@ class DecodeGraphs:
         """Views of the memory that the graph of that size reads; what the host knows of `rows`."""
         ids, positions, slots, contexts, page_begins, pages = self._memory[
             : 5 * size + 1 + size * self._max_pages
-        ].split([size, size, size, size, size + 1, size * self._max_pages])
+        ].split([size, size, size, size, size + 1, size * self._max_pages])  # type: ignore[no-untyped-call]
         return Batch(
             input_ids=ids.unsqueeze(0),
             positions=positions.unsqueeze(0),

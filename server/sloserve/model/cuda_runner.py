@@ -1,6 +1,7 @@
 """Steps on a GPU: decodes by graphs, the rest as on any device."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,13 @@ from sloserve.model.runner import TorchRunner
 class CudaGraph:
     """A CUDA graph as `cuda_graphs.Graph`; those made with one `pool` share their memory."""
 
-    def __init__(self, pool: object) -> None:
+    def __init__(self, pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
         self._pool = pool
 
     def capture(self, body: Callable[[], Tensor]) -> Tensor:
         """Runs `body` three times, twice beforehand: kernels are compiled at their first use."""
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             body()
@@ -76,7 +77,10 @@ class CudaRunner(GraphRunner):
         defaults: SamplingParams | None = None,
     ) -> None:
         super().__init__(model, cache=cache, facts=facts, graphs=graphs, defaults=defaults)
-        self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._begin, self._end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
 
     def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
         """One forward pass over one ragged batch; the outcomes in the order of `rows`."""

@@ -170,7 +170,7 @@ def _proved(
     """The model on its device, with the attention that passed the load-time tests."""
     network.train(False).requires_grad_(False)
     with out_of_memory_told(network, device):
-        network.to(device)
+        network.to(device)  # type: ignore[arg-type]
         return _tested(network, engine, dtype, device, max_model_len, on_phase)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sloserve.model.batch import Batch
+from sloserve.model.upload import on_device
 
 MAX_DRAFTS = 16
 """Rows of up to this many tokens go together: a verified draft fills no tile of a prefill."""
@@ -101,12 +102,13 @@ class Launch:
             num = len(self.rows)
             firsts = torch.zeros(num, dtype=torch.int32, device=device)
             return Tiles(torch.arange(num, dtype=torch.int32, device=device), firsts)
-        rows, firsts = array("i"), array("i")
-        for row, count in zip(self.rows, self.counts, strict=True):
-            for first in range(0, count, num_tokens):
-                rows.append(row)
-                firsts.append(first)
-        return Tiles(*torch.frombuffer(rows + firsts, dtype=torch.int32).to(device).view(2, -1))
+        cut = [
+            (row, first)
+            for row, count in zip(self.rows, self.counts, strict=True)
+            for first in range(0, count, num_tokens)
+        ]
+        both = array("i", [row for row, _ in cut] + [first for _, first in cut])
+        return Tiles(*on_device(both, device).view(2, -1))
 
 
 def launches(batch: Batch) -> list[Launch]:
