@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -135,9 +136,12 @@ def free_port() -> int:
         return port
 
 
-def start(name: str, command: list[str], *, log: Path, port: int = 0, **extra: Any) -> Way:
+def start(
+    name: str, command: list[str], *, log: Path, threads: int, port: int = 0, **extra: Any
+) -> Way:
     """A process in a group of its own; told to be ready by `wait_ready`."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["OMP_NUM_THREADS"] = str(threads)  # whoever has no flag for it
     with log.open("w") as file:
         process = subprocess.Popen(
             command,
@@ -183,7 +187,7 @@ def ways(folder: Path, dtype: str, args: argparse.Namespace) -> Iterator[list[Wa
             ],
             ports[0],
             "/ready",
-            {"ignore_eos": True},
+            {"ignore_eos": True, "stream_options": {"include_usage": True}},
         ),
         (
             "static generate",
@@ -215,14 +219,18 @@ def ways(folder: Path, dtype: str, args: argparse.Namespace) -> Iterator[list[Wa
                 ],
                 ports[2],
                 "/health",
-                {"ignore_eos": True, "cache_prompt": False},
+                {
+                    "ignore_eos": True,
+                    "cache_prompt": False,
+                    "stream_options": {"include_usage": True},
+                },
             )
         )
     started: list[Way] = []
     try:
         for name, command, port, path, extra in commands:
             log = folder / f"{name.split()[0].replace('.', '')}-{dtype}.log"
-            way = start(name, command, log=log, port=port, **extra)
+            way = start(name, command, log=log, threads=args.threads, port=port, **extra)
             started.append(way)
             wait_ready(way, f"http://127.0.0.1:{port}{path}")
             way.stop()
@@ -235,16 +243,18 @@ def ways(folder: Path, dtype: str, args: argparse.Namespace) -> Iterator[list[Wa
 
 
 async def stream(session: aiohttp.ClientSession, way: Way, prompt: str, num_output: int) -> int:
-    """One streamed completion; the tokens that came, by its chunks with text or a finish."""
+    """One streamed completion; its output tokens, as usage tells them."""
     body = {"model": "bench", "prompt": prompt, "max_tokens": num_output, "stream": True}
     body |= {"temperature": 0.0, **way.extra}
-    num_chunks = 0
+    told: list[bytes] = []
     async with session.post(f"http://127.0.0.1:{way.port}/v1/completions", json=body) as response:
         if response.status != 200:
             raise RuntimeError(f"{way.name}: {response.status} {way.log.read_text()[-1500:]}")
         async for line in response.content:
-            num_chunks += line.startswith(b"data: {") and b'"text"' in line
-    return num_chunks
+            told = re.findall(rb'"completion_tokens": ?(\d+)', line) or told
+    if not told:
+        raise RuntimeError(f"{way.name} told no usage: {way.log.read_text()[-1500:]}")
+    return int(told[-1])
 
 
 async def completions(way: Way, prompts: list[str], num_output: int) -> tuple[int, float]:
@@ -255,10 +265,7 @@ async def completions(way: Way, prompts: list[str], num_output: int) -> tuple[in
         start_s = time.perf_counter()
         counts = await asyncio.gather(*(stream(session, way, p, num_output) for p in prompts))
         wall_s = time.perf_counter() - start_s
-    short = [count for count in counts if count < num_output * 0.9]
-    if short:  # chunks may hold more than one token, or none
-        print(f"  {way.name}: {len(short)} answers of {min(short)} chunks and more", flush=True)
-    return num_output * len(prompts), wall_s
+    return sum(counts), wall_s
 
 
 def run(

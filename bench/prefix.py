@@ -62,7 +62,9 @@ def main() -> None:
     command += ["--listen", f"127.0.0.1:{port}", "--threads", str(args.threads)]
     command += ["--profile", "tiny-cpu"]
     with tempfile.TemporaryDirectory() as folder:
-        replica = start("replica", command, log=Path(folder) / "log", port=port)
+        replica = start(
+            "replica", command, log=Path(folder) / "log", threads=args.threads, port=port
+        )
         try:
             wait_ready(replica, f"http://127.0.0.1:{port}/ready")
             pairs = []

@@ -231,7 +231,6 @@ def attend(
     ]
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize(
     "terms",
     [
@@ -244,9 +243,8 @@ def attend(
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_long_contexts_attend_as_torch_does(
-    path: AttentionPath, terms: dict[str, Any], dtype: torch.dtype, num_threads: int
+    path: AttentionPath, terms: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    torch.set_num_threads(num_threads)
     shape = LayerShape(2, 64, 48)
     out = attend(path, LONG, shape=shape, heads=8, dtype=dtype, terms=terms)
     exact = attend(Gathered(), LONG, shape=shape, heads=8, terms=terms)
