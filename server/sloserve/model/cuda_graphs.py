@@ -132,12 +132,11 @@ class DecodeGraphs:
     def step(self, rows: Sequence[StepRow]) -> tuple[Batch, Tensor] | None:
         """
         The step's batch and the logits (S, vocabulary) of the rows that sample, valid until the
-        next step. None when this is no step for a graph: chunks, prompt logprobs, too many rows.
+        next step. None when this is no step for a graph: chunks, drafts, prompt logprobs, too many
+        rows.
         """
         size = next((size for size in self.sizes if size >= len(rows)), None)
-        if size is None or not all(
-            row.count == 1 and row.sampling.prompt_logprobs is None for row in rows
-        ):
+        if size is None or not all(map(_is_plain_decode, rows)):
             return None
         batch = self._batch(size, rows)
         numbers = decode_numbers(
@@ -222,6 +221,14 @@ class DecodeGraphs:
             raise ValueError(
                 f"a graph of {size} rows is off by {worst:.2e}, allowed are {allowed:.2e}"
             )
+
+
+def _is_plain_decode(row: StepRow) -> bool:
+    return (
+        row.count == 1
+        and row.sampling.prompt_logprobs is None
+        and not getattr(row, "num_drafts", 0)
+    )
 
 
 def _check_row(number: int, longest: int, num_shared: int, block_size: int) -> StepRow:
