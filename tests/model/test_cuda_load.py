@@ -1,5 +1,7 @@
 """Loading on a GPU, as far as that goes without one: what is run beforehand, and full memory."""
 
+import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from sloserve.errors import BadInput
-from sloserve.model import cuda_load, hardware
+from sloserve.model import cuda_load, hardware, load
 from sloserve.model.attention import NAME
 from sloserve.model.cuda_load import out_of_memory_told, warm_up_steps
 from sloserve.model.gathered import Gathered
@@ -17,6 +19,7 @@ from sloserve.model.structure import attention_layers, use_attention
 from sloserve.model.triton_attention import TritonPath
 from sloserve.model.triton_tiles import num_splits, power_of_two, tiling
 from sloserve.model.windowtest import check_windows
+from sloserve.slo.service import EngineSpec
 
 CPU = torch.device("cpu")
 
@@ -136,3 +139,24 @@ def test_what_torch_keeps_for_later_is_not_in_use(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "empty_cache", empty)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 20))
     assert hardware.used_bytes(torch.device("cuda")) == 12
+
+
+def test_a_kernel_that_cannot_be_run_gives_way_to_torchs(
+    a_folder: Any, a_model_spec: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    class Broken:
+        name, block_size = "broken", 16
+
+        def attend(self, *args: Any, **named: Any) -> torch.Tensor:
+            raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(load, "choose_path", lambda asked, **_: Broken())
+    folder, spec = a_folder(a_config()), a_model_spec()
+    engine = EngineSpec(threads=1, dtype="float32", kv_bytes=4_000_000)
+    with caplog.at_level(logging.WARNING):
+        runner = load.load_runner(folder, model=spec, engine=engine)
+    assert runner.facts.attention == "torch"
+    assert "the broken one does not hold here" in caplog.text
+    assert "Failed to find C compiler" in caplog.text
+    with pytest.raises(BadInput, match="Failed to find C compiler"):
+        load.load_runner(folder, model=spec, engine=replace(engine, attention="compiled"))
