@@ -4,15 +4,20 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bench import gpu
 from bench.gpu_model import config_of, decode_rows, random_model, work_of
+from bench.gpu_parity import same_answers
 from bench.roofline import Peak, Work, busy_share, peak_of
 
+from sloserve.model.cuda_runner import GraphRunner
+from sloserve.model.load import runner_over
 from sloserve.model.profile import QUICK
 from sloserve.perf import load_profile
+from sloserve.slo.service import EngineSpec, ModelSpec
 
 LLAMA = Work(
     num_layers=32,
@@ -141,6 +146,25 @@ def test_the_whole_script_runs_where_there_is_no_gpu(
     else:
         assert load_profile(profile).model == "random://tiny"
     assert "gaps: not measured" in capsys.readouterr().out
+
+
+def test_answers_with_graphs_are_compared_with_answers_without() -> None:
+    class Declining:
+        sizes = (8,)
+
+        def step(self, rows: object) -> None:
+            return None
+
+    plain = runner_over(
+        random_model("tiny", device=torch.device("cpu"), dtype=torch.float32),
+        model=ModelSpec(source="random://tiny", served_name="tiny"),
+        engine=EngineSpec(dtype="float32", attention="torch", kv_bytes=4_000_000),
+    )
+    assert same_answers(plain) is None
+    graphs: Any = Declining()
+    runner = GraphRunner(plain.model, cache=plain.cache, facts=plain.facts, graphs=graphs)
+    assert same_answers(runner, num_tokens=6) == (30, 30)
+    assert gpu.gaps(runner, num_rows=32, context=512) is None
 
 
 def test_without_a_gpu_the_script_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 
-from sloserve.engine.events import Chunk
+from sloserve.engine.events import Broken, Chunk
 from sloserve.engine.ngram import NgramDrafter
 from sloserve.engine.runner import ModelFacts, Sampled, StepRow
 from sloserve.engine.sim import SimRunner, sim_facts
+from sloserve.engine.tokenizer import ByteTokenizer
+from sloserve.grammar.compiler import Compiler, Vocabulary
+from sloserve.grammar.constraint import Constraint, Kind
+from sloserve.grammar.matcher import Grammar
 from sloserve.perf import StepModel
 from sloserve.scheduler import Proposal, RunnerDrafts, Speculating
 from sloserve.slo import Stage
@@ -158,6 +162,84 @@ def test_a_stage_that_ends_in_the_middle_of_drafts_splits_the_chunk(
     assert thinking == [*b"hm", 258]
     assert all(chunk.num_output > 0 and chunk.token_ids for chunk in told)
     assert sum(len(chunk.token_ids) for chunk in told) == 12
+
+
+@pytest.fixture(scope="module")
+def regex() -> Callable[[str], Grammar]:
+    tokenizer = ByteTokenizer()
+    vocabulary = Vocabulary(
+        tokenizer.definition(), tokenizer.special_ids, FACTS.eos_ids, FACTS.vocab_size
+    )
+    compiler = Compiler(vocabulary)
+    return lambda text: compiler.compile(Constraint(Kind.REGEX, text, "guided_regex"))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_was_drawn_beyond_the_marker_is_drawn_again_under_the_grammar(
+    drafted: Build, an_ask: Build, regex: Callable[[str], Grammar], overlap: bool
+) -> None:
+    answer = [*b"hm", 258, *b"yes"]
+    runner = Verifying(answer)
+    bound: list[tuple[int, bool]] = []
+    step = runner.step
+
+    def watched(rows: Sequence[StepRow]) -> list[Sampled]:
+        bound.extend((len(row.tokens) - row.num_prompt, row.matcher is not None) for row in rows)
+        return step(rows)
+
+    runner.step = watched  # type: ignore[method-assign]
+    bench = drafted(runner, Speculating(Oracle(answer, 2), fixed=8), overlap=overlap)
+    grammar = regex("yes|no")
+    ask = an_ask("Hi", grammar=grammar, grammar_after="</think>", max_tokens=20)
+    bench.engine.add(ask)
+    bench.run()
+    assert [token for chunk in chunks(bench, ask) for token in chunk.token_ids] == answer
+    assert bench.last(ask).finish_reason == "stop"
+    assert (3, True) in bound  # a step began right after the marker
+    assert all(under == (num_output >= 3) for num_output, under in bound)
+
+
+def test_a_grammar_that_fails_in_the_middle_of_drafts_breaks_its_answer_alone(
+    drafted: Build, an_ask: Build, regex: Callable[[str], Grammar]
+) -> None:
+    class Forced(Oracle):
+        """Its drafts are not looked at before they are tried."""
+
+        def propose(self, request_id: int, tokens: Sequence[int], *, most: int) -> Proposal:
+            found = super().propose(request_id, tokens, most=most)
+            bench.engine.scheduler.requests[request_id].num_fitting = None
+            return found
+
+    wrong, right = list(b"aaxaaa"), list(b"wxyzwx")
+    bench = drafted(Verifying(wrong, right), Speculating(Forced(wrong, 2), fixed=4))
+    failing = an_ask("Hi", grammar=regex("a{6}"), max_tokens=6)
+    other = an_ask("Hi", max_tokens=6)
+    bench.engine.add(failing)
+    bench.engine.add(other)
+    bench.run()
+    assert isinstance(bench.of(failing)[-1], Broken)
+    assert bench.text(other).encode() == bytes(right)
+    assert bench.engine.scheduler.blocks.num_free == FACTS.num_blocks
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_simulated_model_keeps_to_the_grammar_with_drafts(
+    a_bench: Build, an_ask: Build, regex: Callable[[str], Grammar], overlap: bool
+) -> None:
+    bench = a_bench(overlap=overlap)
+    bench.engine.runner = SimRunner(MODEL, FACTS, bench.clock, acceptance=0.7, seed=1)
+    bench.engine.scheduler.speculating = Speculating(RunnerDrafts(), fixed=4)
+    asks = [
+        an_ask(grammar=regex("[0-9]{2}-x"), max_tokens=50),
+        an_ask(grammar=regex("(ab){9}c*"), max_tokens=50),
+        an_ask(max_tokens=30),
+    ]
+    for ask in asks:
+        bench.engine.add(ask)
+    bench.run()
+    assert [bench.text(ask) for ask in asks[:2]] == ["00-x", "ab" * 9]
+    assert bench.last(asks[2]).num_output == 30
+    assert bench.engine.scheduler.counters.accepted_drafts > 0
 
 
 def test_the_timeline_tells_drafts(drafted: Build, an_ask: Build) -> None:

@@ -218,6 +218,28 @@ def test_only_the_rows_that_sample_get_logits(a_graph_world: Callable[..., World
     assert torch.allclose(logits, expected[[0, 2, 3]], atol=1e-5)
 
 
+def test_drafts_are_rows_like_any_other(a_graph_world: Callable[..., World]) -> None:
+    world = a_graph_world()
+    world.graphs.capture()
+    world.fill()
+    rows = [
+        replace(row, start=start, tokens=row.tokens[: start + 1], num_drafts=len(drafts),
+                drafts=drafts, sample=start != 3)
+        for row, start, drafts in zip(
+            world.rows(4, seed=3), [254, 3, 8, 400], [[5, 6, 7], [], [9], []], strict=True
+        )
+    ]  # fmt: skip
+    expected = world.plainly(rows)
+    found = world.step(rows)
+    assert found is not None
+    batch, logits = found
+    assert (batch.sampled, batch.first) == ([0, 2, 3], [0, 4, 5, 7])
+    assert logits.shape[0] == 7  # each row that samples, followed by its drafts
+    assert torch.allclose(logits, expected, atol=1e-5)
+    more = [replace(rows[0], drafts=[1] * 8, num_drafts=8)]
+    assert world.step(more) is None  # nine places are more than the largest
+
+
 def test_other_steps_are_left_to_the_model(a_graph_world: Callable[..., World]) -> None:
     world = a_graph_world()
     rows = world.rows(9, seed=1)

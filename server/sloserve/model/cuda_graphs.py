@@ -141,9 +141,7 @@ class DecodeGraphs:
         drafted = any([row.drafts for row in rows])
         places = places_of(rows) if drafted else rows
         size = next((size for size in self.sizes if size >= len(places)), None)
-        if size is None or not all(
-            row.count == 1 and row.sampling.prompt_logprobs is None for row in rows
-        ):
+        if size is None or not all(map(_is_decode, rows)):
             return None
         batch = self._batch(size, rows)
         numbers = decode_numbers(
@@ -232,6 +230,10 @@ class DecodeGraphs:
             raise ValueError(
                 f"a graph of {size} rows is off by {worst:.2e}, allowed are {allowed:.2e}"
             )
+
+
+def _is_decode(row: StepRow) -> bool:
+    return row.count == 1 and row.sampling.prompt_logprobs is None
 
 
 def _check_row(number: int, longest: int, num_shared: int, block_size: int) -> StepRow:

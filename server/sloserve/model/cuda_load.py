@@ -8,14 +8,16 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from sloserve.engine.runner import ModelFacts
+from sloserve.engine.runner import ModelFacts, StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput
+from sloserve.model.batch import build_batch
 from sloserve.model.cuda_flash import FlashPath
 from sloserve.model.cuda_graphs import DecodeGraphs, graph_sizes
 from sloserve.model.cuda_runner import CudaGraph, CudaRunner
 from sloserve.model.drafting import DraftModel
 from sloserve.model.kv import KvCache, readable
+from sloserve.model.runner import forward
 from sloserve.model.triton_attention import TritonPath
 
 _log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ def cuda_runner(
 
     `cache` has one page more than `facts` tell of: the padding of graphs writes there.
     """
+    for step in warm_up_steps(facts.max_model_len):
+        _run(model, cache, step)
     graphs = None
     if isinstance(cache.path, _CAPTURED):
         pool = torch.cuda.graph_pool_handle()
@@ -55,6 +59,39 @@ def cuda_runner(
     return CudaRunner(
         model, cache=cache, facts=facts, graphs=graphs, defaults=defaults, drafter=drafter
     )
+
+
+def warm_up_steps(max_model_len: int) -> list[tuple[int, int]]:
+    """
+    One row (context, tokens) for each step to run beforehand.
+
+    A kernel is compiled when a launch first needs it, which takes a second or two and would break
+    promises later. Which variant is needed follows from the tokens of a row, by powers of two up
+    to 16 (drafts) and beyond (chunks), and from whether its keys are split.
+    """
+    counts = [n for n in (1, 2, 4, 8, 16, 17, 33, 65, 129) if n <= max_model_len]
+    return [(context, n) for n in counts for context in dict.fromkeys((0, max_model_len - n))]
+
+
+def _run(model: PreTrainedModel, cache: KvCache, step: tuple[int, int]) -> None:
+    """A forward pass over pages that hold nothing; it leaves them so."""
+    context, count = step
+    num_pages = -(-(context + count) // cache.block_size)
+    row = StepRow(
+        request_id=0,
+        tokens=[0] * (context + count),
+        num_prompt=context + count,
+        start=context,
+        count=count,
+        block_table=[page % cache.num_blocks for page in range(num_pages)],
+        sample=True,
+        sampling=SamplingParams(),
+    )
+    batch = build_batch([row], block_size=cache.block_size, device=cache.device)
+    with torch.inference_mode():
+        forward(model, batch, cache)
+        for memory in (memory for pair in cache.layers for memory in pair):
+            memory.view(-1, *memory.shape[2:]).index_fill_(0, batch.slots, 0)
 
 
 @contextmanager

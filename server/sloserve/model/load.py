@@ -28,6 +28,7 @@ from sloserve.model.recommended import default_sampling, end_tokens
 from sloserve.model.runner import TorchRunner
 from sloserve.model.selftest import Mismatch, Reference, check, reference
 from sloserve.model.structure import AttentionLayer, attention_layers, use_attention
+from sloserve.model.terms import Unsupported
 from sloserve.model.tokenizer import HfTokenizer
 from sloserve.model.windowtest import check_windows
 from sloserve.slo.service import EngineSpec, ModelSpec
@@ -229,7 +230,7 @@ def _tested(
         gc.collect()
     try:
         worst = _test(network, layers, expected, attention, max_model_len=max_model_len)
-    except Mismatch as error:
+    except Unsupported as error:  # also where the kernel can't be run
         if engine.attention != "auto" or isinstance(attention, Gathered):
             raise
         worst = _test(network, layers, expected, Gathered(), max_model_len=max_model_len)

@@ -8,7 +8,14 @@ from torch import Tensor
 from sloserve.model.batch import Batch
 from sloserve.model.kv import KvCache
 from sloserve.model.terms import Terms
-from sloserve.model.triton_tiles import Launch, launches, num_splits, power_of_two, tiling
+from sloserve.model.triton_tiles import (
+    MAX_SPLITS,
+    Launch,
+    launches,
+    num_splits,
+    power_of_two,
+    tiling,
+)
 
 
 class TritonPath:
@@ -141,11 +148,12 @@ class TritonPath:
                 tables.begins,
                 tiles.rows,
                 tiles.firsts,
+                sizes.block_m,
+                splits,
                 *out.stride()[:2],
                 GROUP=group,
                 VALUE=value_size,
                 VALUE_PAD=value_pad,
-                BLOCK_M=sizes.block_m,
-                SPLITS=splits,
+                MAX_SPLITS=MAX_SPLITS,
                 num_warps=4,
             )

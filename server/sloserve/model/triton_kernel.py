@@ -168,22 +168,26 @@ def attend(
     )
 
 
-@triton.jit(do_not_specialize_on_alignment=["begins", "tile_rows", "tile_firsts"])
+@triton.jit(
+    do_not_specialize=["block_m", "num_splits"],
+    do_not_specialize_on_alignment=["begins", "tile_rows", "tile_firsts"],
+)
 def combine(
     out,  # (tokens, heads, VALUE)
-    parts,  # (tiles, kv_heads, BLOCK_M, SPLITS, VALUE) float32
-    maxima,  # (tiles, kv_heads, BLOCK_M, SPLITS) float32
+    parts,  # (tiles, kv_heads, block_m, num_splits, VALUE) float32
+    maxima,  # (tiles, kv_heads, block_m, num_splits) float32
     sums,  # the same
     begins,
     tile_rows,
     tile_firsts,
+    block_m,
+    num_splits,
     out_token,
     out_head,
     GROUP: tl.constexpr,
     VALUE: tl.constexpr,
     VALUE_PAD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    SPLITS: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
 ):
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -192,15 +196,19 @@ def combine(
     token = tl.load(tile_firsts + tile) + m // GROUP
     begin = tl.load(begins + row)
     if token < tl.load(begins + row + 1) - begin:
-        part = (tile * tl.num_programs(1) + kv_head).to(tl.int64) * BLOCK_M + m
-        part = part * SPLITS + tl.arange(0, SPLITS)
+        split = tl.arange(0, MAX_SPLITS)
+        there = split < num_splits
+        part = (tile * tl.num_programs(1) + kv_head).to(tl.int64) * block_m + m
+        part = part * num_splits + split
         v_at = tl.arange(0, VALUE_PAD)
-        maximum = tl.load(maxima + part)
+        maximum = tl.load(maxima + part, mask=there, other=NOTHING)
         base = tl.max(maximum, 0)
         share = tl.exp2(maximum - tl.where(base == NOTHING, 0.0, base))
-        total = tl.sum(tl.load(sums + part) * share, 0)
+        total = tl.sum(tl.load(sums + part, mask=there, other=0.0) * share, 0)
         weighted = tl.load(
-            parts + part[:, None] * VALUE + v_at[None, :], mask=(v_at < VALUE)[None, :], other=0.0
+            parts + part[:, None] * VALUE + v_at[None, :],
+            mask=there[:, None] & (v_at < VALUE)[None, :],
+            other=0.0,
         )
         summed = tl.sum(weighted * share[:, None], 0) / tl.where(total > 0, total, 1.0)
         at = (begin + token).to(tl.int64) * out_token + (kv_head * GROUP + m % GROUP) * out_head
