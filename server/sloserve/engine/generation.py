@@ -57,12 +57,40 @@ class Generation:
         """Keep the logprobs of a prompt chunk for the first chunk of output."""
         self._prompt_logprobs += sampled.prompt
 
-    def accept(self, sampled: Sampled, *, at_s: float) -> tuple[Chunk, Outcome]:
-        """The sampled token as an event for the client, and as an outcome for the scheduler."""
+    def accept(self, sampled: Sampled, *, at_s: float) -> tuple[list[Chunk], Outcome]:
+        """
+        What was sampled as events for the client, and as an outcome for the scheduler.
+
+        Tokens that come together share a chunk as long as their stage goes on; what follows an
+        end (a stop string in the middle of accepted drafts) is dropped.
+        """
+        num_output = self.request.row.num_output + 1
+        if not sampled.num_drafted:
+            chunk, outcome = self._accept_one(sampled, num_output, at_s=at_s)
+            return [chunk], outcome
+        chunks: list[Chunk] = []
+        outcomes: list[Outcome] = []
+        for number, one in enumerate((*sampled.accepted, sampled), num_output):
+            chunk, outcome = self._accept_one(one, number, at_s=at_s)
+            outcomes.append(outcome)
+            if chunks and chunks[-1].stage == chunk.stage:
+                _merge(chunks[-1], chunk)
+            else:
+                chunks.append(chunk)
+            if outcome.finished:
+                break
+        last = outcomes.pop()
+        last.earlier = tuple(outcomes)
+        last.num_drafted, last.num_accepted = sampled.num_drafted, len(sampled.accepted)
+        return chunks, last
+
+    def _accept_one(
+        self, sampled: Sampled, num_output: int, *, at_s: float
+    ) -> tuple[Chunk, Outcome]:
+        """Output token number `num_output`."""
         token_id = sampled.token_id
         assert token_id is not None
         sampling, request = self.sampling, self.request
-        num_output = request.row.num_output + 1
         may_stop = num_output >= sampling.min_tokens
         stage, next_stage = 0, None
         if self._stages is not None:
@@ -96,3 +124,14 @@ class Generation:
     def _flush(self, *, active: bool) -> str:
         text, stop = self._stops.push(self._detokenizer.flush(), active=active)
         return text if stop is not None else text + self._stops.flush()
+
+
+def _merge(chunk: Chunk, more: Chunk) -> None:
+    """Add to a chunk the one that follows it at the same time and in the same stage."""
+    chunk.text += more.text
+    chunk.token_ids += more.token_ids
+    chunk.num_output = more.num_output
+    chunk.logprobs += more.logprobs
+    chunk.prompt_logprobs += more.prompt_logprobs
+    chunk.finish_reason, chunk.stop_reason = more.finish_reason, more.stop_reason
+    chunk.num_preempted = more.num_preempted

@@ -10,6 +10,7 @@ from sloserve.engine.clock import Clock
 from sloserve.engine.events import Broken, Decided, Event, Generate
 from sloserve.engine.generation import Generation
 from sloserve.engine.runner import ModelFacts, Runner, Sampled, StepRow
+from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.stepper import Flight, Stepper
 from sloserve.engine.timeline import StepRecord, Timeline
 from sloserve.engine.tokenizer import Tokenizer
@@ -21,6 +22,9 @@ from sloserve.slo import Decision, SloClass
 log = logging.getLogger(__name__)
 
 Emit = Callable[[list[tuple[str, Event]]], None]
+
+COOL = 0.5
+"""Up to this temperature answers stay close to the greedy one."""
 
 GAP_FADES = 0.9
 """A long pause between two steps is expected again, a little less with every step."""
@@ -114,6 +118,7 @@ class Engine:
             max_output=sampling.max_tokens,
             last_hop=generate.last_hop,
             cache_salt=generate.cache_salt,
+            draft_group=f"{generate.promise.slo_class} {_warmth(sampling)}",
             reuse_prefix=sampling.prompt_logprobs is None,  # those need every position computed
             streamed=generate.streamed,
         )
@@ -204,7 +209,8 @@ class Engine:
             self._step_broke(batch, error)
             return
         self.scheduler.commit(batch, outcomes, turn.start_s, end_s)
-        self._record(turn, end_s)
+        num_accepted = sum([outcome.num_accepted for outcome in outcomes.values()])
+        self._record(turn, end_s, num_accepted=num_accepted)
         self._last_end_s = self.progress_s = end_s
         self.num_failures_in_a_row = 0
         for request_id, outcome in outcomes.items():
@@ -267,6 +273,8 @@ class Engine:
                     request.blocks,
                     row.sample,
                     sampling,
+                    row.num_drafts,
+                    row.drafts,
                 )
             )
         return rows
@@ -284,12 +292,13 @@ class Engine:
             if one.prompt:
                 generation.hold_prompt(one)
             if row.sample:
-                chunk, outcomes[request_id] = generation.accept(one, at_s=end_s)
-                chunks.append((generation.key, chunk))
+                new, outcomes[request_id] = generation.accept(one, at_s=end_s)
+                key = generation.key
+                chunks += [(key, chunk) for chunk in new]
         self._outbox += chunks
         return outcomes
 
-    def _record(self, turn: _Turn, end_s: float) -> None:
+    def _record(self, turn: _Turn, end_s: float, *, num_accepted: int) -> None:
         batch = turn.batch
         self.timeline.add(
             StepRecord(
@@ -301,12 +310,14 @@ class Engine:
                 period_s=end_s - turn.start_s,
                 num_rows=len(batch.rows),
                 num_decodes=batch.num_decodes,
-                num_prefill_tokens=batch.num_tokens - batch.num_decodes,
+                num_prefill_tokens=batch.num_prefill_tokens,
                 num_best_effort_tokens=batch.num_best_effort_tokens,
                 context=batch.context,
                 pairs=batch.pairs,
                 num_waiting=self.scheduler.num_waiting,
                 free_blocks=self.scheduler.blocks.num_free,
+                num_draft_tokens=batch.num_draft_tokens,
+                num_accepted_drafts=num_accepted,
             )
         )
 
@@ -351,6 +362,13 @@ class Engine:
         if self._outbox:
             events, self._outbox = self._outbox, []
             self.emit(events)
+
+
+def _warmth(sampling: SamplingParams) -> str:
+    """How far a choice of tokens strays from the likeliest: drafts fare accordingly."""
+    if sampling.temperature < 1e-5 or sampling.top_k == 1:
+        return "greedy"
+    return "cool" if sampling.temperature <= COOL else "warm"
 
 
 def _broken(error: BaseException) -> Broken:

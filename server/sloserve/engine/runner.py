@@ -33,6 +33,10 @@ class StepRow:
     `tokens` is the request's whole list (prompt and output), shared and not to be changed; the
     keys and values of position p go to block_table[p // block_size]. `sample` says that the
     last computed position is the last known token, so a new token is drawn.
+
+    With `num_drafts` (only where one token is computed and `sample`) the tokens after it are
+    guessed: `drafts`, or () when the runner writes them itself. They are computed as well, at the
+    positions that follow, and each is kept if it is what would have been drawn there.
     """
 
     request_id: int
@@ -43,6 +47,8 @@ class StepRow:
     block_table: Sequence[int]
     sample: bool
     sampling: SamplingParams
+    num_drafts: int = 0
+    drafts: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +65,16 @@ class Sampled:
     """
     A row's outcome; `prompt` holds logprobs of the chunk's prompt tokens when asked for. A value,
     not frozen for the same reason as `StepRow`.
+
+    `accepted` holds the drafts that were kept, of `num_drafted` that were tried; `token_id` comes
+    after them and is always the model's own.
     """
 
     token_id: int | None = None  # None: the prefill goes on
     logprobs: Logprobs | None = None
     prompt: tuple[Logprobs, ...] = ()
+    accepted: Sequence["Sampled"] = ()
+    num_drafted: int = 0
 
 
 class Runner(Protocol):

@@ -22,6 +22,8 @@ class StepRecord:
     pairs: float  # attention pairs of the prefill chunks, as the step model counts them
     num_waiting: int
     free_blocks: int
+    num_draft_tokens: int = 0  # verified beside the decodes
+    num_accepted_drafts: int = 0
 
 
 class Timeline:

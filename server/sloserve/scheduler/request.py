@@ -50,6 +50,7 @@ class Request:
     max_output: int
     last_hop: bool = True  # False: decline at once rather than defer or degrade
     cache_salt: str = ""  # extra key of the prefix hash (adapter, model)
+    draft_group: str = ""  # requests whose drafts fare alike: class and temperature
     reuse_prefix: bool = True
     streamed: bool = True  # False: judged as a whole, at its end
     known_output: int | None = None  # the oracle's output length; only a simulator knows it
