@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sloserve.engine.clock import RealClock
+from sloserve.engine.ngram import NgramDrafter
 from sloserve.engine.runner import ModelFacts, Runner
 from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.sim import SimRunner, sim_facts
@@ -15,7 +16,7 @@ from sloserve.perf.fit import MAX_MAPE, MAX_P95, BadFit
 from sloserve.planner import Limits
 from sloserve.planner.lengths import LengthLaw
 from sloserve.planner.policies import make_policy
-from sloserve.scheduler import Scheduler
+from sloserve.scheduler import RunnerDrafts, Scheduler, Speculating
 from sloserve.slo.service import ServiceSpec
 from sloserve.slo.sources import ModelSource, SourceKind, parse_source
 
@@ -92,7 +93,15 @@ def _with_torch(
         spec.model.revision,
         on_bytes=lambda done, total: on_phase(fetching, done, total),
     )
-    runner, tokenizer = load_model(path, model=spec.model, engine=spec.engine, on_phase=on_phase)
+    drafter = None
+    if draft_source := draft_model(spec):
+        fetching_drafter = "fetching the draft model"
+        drafter = resolve_source(
+            draft_source, on_bytes=lambda done, total: on_phase(fetching_drafter, done, total)
+        )
+    runner, tokenizer = load_model(
+        path, model=spec.model, engine=spec.engine, on_phase=on_phase, drafter=drafter
+    )
     profile = stored or _measured(spec, runner, on_phase)
     return Loaded(runner, tokenizer, profile, runner.defaults)
 
@@ -110,6 +119,8 @@ def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
     facts = runner.facts
     threads = (spec.engine.threads or num_cores()) if facts.device == "cpu" else 0
     model = f"{spec.model.source}@{spec.model.revision}"
+    if draft_source := draft_model(spec):
+        model += f" drafted by {draft_source}"
     cached = cached_profile(
         hardware=facts.hardware, model=model, dtype=facts.dtype, threads=threads
     )
@@ -147,6 +158,24 @@ def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
     return found
 
 
+def draft_model(spec: ServiceSpec) -> str:
+    """The source of the model that writes drafts; empty: there is none."""
+    speculation = spec.engine.speculation
+    if speculation.mode == "Never" or speculation.drafter == "ngram":
+        return ""
+    return speculation.drafter
+
+
+def make_speculating(spec: ServiceSpec) -> Speculating | None:
+    """What gives decodes their drafts. Simulated models have no text worth drafting from."""
+    if spec.engine.speculation.mode == "Never" or is_simulated(spec):
+        return None
+    return Speculating(
+        RunnerDrafts() if draft_model(spec) else NgramDrafter(),
+        max_draft_tokens=spec.engine.speculation.max_draft_tokens,
+    )
+
+
 def make_scheduler(spec: ServiceSpec, loaded: Loaded, *, policy: str) -> Scheduler:
     """The scheduler over a loaded model, with the limits of the spec."""
     facts, profile = loaded.facts, loaded.profile
@@ -164,4 +193,5 @@ def make_scheduler(spec: ServiceSpec, loaded: Loaded, *, policy: str) -> Schedul
         classes=spec.classes,
         max_model_len=facts.max_model_len,
         prefix_caching=spec.engine.prefix_caching,
+        speculating=make_speculating(spec),
     )

@@ -61,7 +61,7 @@ class Batch:
     input_ids: Tensor  # (1, P) int64: T tokens, then padding up to P = padded_size(T)
     positions: Tensor  # (1, P) int64
     slots: Tensor  # (T,) int64: page * block_size + offset, where keys and values are written
-    keep: Tensor  # (S,) int64: tokens that get logits, sampled rows first, in the rows' order
+    keep: Tensor  # (S,) int64: tokens that get logits: sampled rows, each followed by its drafts
     decodes: list[Decodes]
     chunks: list[Chunk]
     first: list[int]  # per row: its first token in the batch
@@ -109,21 +109,37 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
 
     Prompt logprobs are those of tokens start + 1 .. start + count of a row that lie in its prompt:
     the logits at a position speak of the token after it.
+
+    A draft is a row of one token like any other, over the same pages as the token before it: keys
+    and values of the whole step are written before any of them attends.
     """
     single = [i for i, row in enumerate(rows) if row.count == 1]
     longer = [i for i, row in enumerate(rows) if row.count != 1] if len(single) < len(rows) else []
     starts = [row.start for row in rows]
-    single.sort(key=starts.__getitem__, reverse=True)
+    drafts = [row.drafts for row in rows]
+    ahead = [0] * len(single)  # 0: the row's own token, j: its draft number j
+    if any(drafts):
+        parts = [(starts[i] + j, i, j) for i in single for j in range(1 + len(drafts[i]))]
+        parts.sort(reverse=True)
+        single, ahead = [i for _, i, _ in parts], [j for _, _, j in parts]
+    else:
+        single.sort(key=starts.__getitem__, reverse=True)
     ids: list[int] = []
     slots: list[int] = []
     positions: list[int] = []
     pages: list[int] = []
     num_pages: list[int] = []  # per row of `single`
     first = [0] * len(rows)
+    at_draft: dict[tuple[int, int], int] = {}  # by row and draft: where it is in the batch
     for at, i in enumerate(single):  # per row and step: kept lean
-        row, start = rows[i], starts[i]
-        first[i] = at
-        ids.append(row.tokens[start])
+        row, start, j = rows[i], starts[i], ahead[at]
+        if j:
+            at_draft[i, j] = at
+            ids.append(row.drafts[j - 1])
+            start += j
+        else:
+            first[i] = at
+            ids.append(row.tokens[start])
         positions.append(start)
         page, offset = divmod(start, block_size)
         slots.append(row.block_table[page] * block_size + offset)
@@ -150,7 +166,10 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
             base = (table[page] - page) * block_size
             slots += range(base + low, base + high)
     sampled = [i for i, row in enumerate(rows) if row.sample]
-    keep = [first[i] + rows[i].count - 1 for i in sampled]
+    keep: list[int] = []
+    for i in sampled:
+        keep.append(first[i] + rows[i].count - 1)
+        keep += [at_draft[i, j] for j in range(1, 1 + len(drafts[i]))]
     prompts: list[tuple[int, int]] = []
     for i, row in enumerate(rows):
         if row.sampling.prompt_logprobs is not None:

@@ -30,12 +30,20 @@ def draw_tokens(
 
     A row's outcome depends on its own logits, parameters and number alone.
     """
+    return invert(weigh(logits, sampling), uniform)
+
+
+def weigh(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
+    """
+    Weights (n, V) of what may be drawn, from logits (n, V) float32. They sum to one before
+    top-k, top-p and min-p drop some.
+    """
     temperature = torch.tensor([s.temperature for s in sampling], device=logits.device)
     weights = (logits / temperature[:, None]).softmax(-1)
     if any(s.top_p < 1.0 or s.top_k > 0 or s.min_p > 0 for s in sampling):
         filtered = keep_likely(weights.cpu().numpy(), sampling)
         weights = torch.from_numpy(filtered).to(weights.device)
-    return invert(weights, uniform)
+    return weights
 
 
 def invert(weights: Tensor, uniform: NDArray[np.float64]) -> list[int]:

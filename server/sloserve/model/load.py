@@ -17,6 +17,7 @@ from sloserve.engine.runner import ModelFacts
 from sloserve.errors import BadInput
 from sloserve.model import hardware
 from sloserve.model.attention import NAME
+from sloserve.model.drafting import DraftModel
 from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for, readable
 from sloserve.model.linear import can_pack, pack_linears
 from sloserve.model.recommended import default_sampling, end_tokens
@@ -41,12 +42,29 @@ def load_model(
     model: ModelSpec,
     engine: EngineSpec,
     on_phase: OnPhase = lambda phase, done, total: None,
+    drafter: Path | None = None,
 ) -> tuple[TorchRunner, HfTokenizer]:
-    """The model in folder `path`, tested and with its KV memory, and its tokenizer."""
+    """
+    The model in folder `path`, tested and with its KV memory, and its tokenizer.
+
+    `drafter` is the folder of a model that writes drafts for it. Raises BadInput when it does
+    not share the tokenizer, besides what `load_runner` raises.
+    """
     on_phase("loading the tokenizer", 0, 0)
     tokenizer = HfTokenizer(path, chat_template=model.chat_template)
+    if drafter is not None and not tokenizer.same_tokens(HfTokenizer(drafter)):
+        raise BadInput(
+            f"{drafter} has another tokenizer than {path}: its tokens can't be drafts; give a "
+            "model of the same family, or ngram",
+            field="engine.speculation.drafter",
+        )
     runner = load_runner(
-        path, model=model, engine=engine, on_phase=on_phase, tokenizer_eos=tokenizer.eos_id
+        path,
+        model=model,
+        engine=engine,
+        on_phase=on_phase,
+        tokenizer_eos=tokenizer.eos_id,
+        drafter=drafter,
     )
     return runner, tokenizer
 
@@ -58,9 +76,11 @@ def load_runner(
     engine: EngineSpec,
     on_phase: OnPhase = lambda phase, done, total: None,
     tokenizer_eos: int | None = None,
+    drafter: Path | None = None,
 ) -> TorchRunner:
     """
-    The model in folder `path` alone; `tokenizer_eos` ends answers beside its own tokens.
+    The model in folder `path` alone, and the one that drafts for it, if any; `tokenizer_eos` ends
+    answers beside its own tokens.
 
     Raises BadInput for a folder that holds no model, a model that can't be served right, a length
     past what it was made for, or too little memory for its KV cache. Sets torch's thread count.
@@ -80,9 +100,17 @@ def load_runner(
         _log.warning("%s does not hold here, taking float32: %s", dtype, error.message)
         gc.collect()
         loaded = _load(path, torch.float32, device, max_model_len, on_phase, num_bytes)
+    drafting: _Loaded | None = None
+    draft_len = 0
+    if drafter is not None:
+        draft_len = min(max_model_len, _model_len(_read_config(drafter), None))
+        num_bytes = sum(file.stat().st_size for file in drafter.glob("*.safetensors"))
+        drafting = _load(drafter, loaded.dtype, device, draft_len, on_phase, num_bytes)
     on_phase("allocating the KV cache", 0, 0)
     return _runner(
         loaded,
+        drafting,
+        draft_len=draft_len,
         model=model,
         engine=engine,
         max_model_len=max_model_len,
@@ -146,7 +174,9 @@ def _load(
 
 def _runner(
     loaded: _Loaded,
+    drafting: _Loaded | None,
     *,
+    draft_len: int,
     model: ModelSpec,
     engine: EngineSpec,
     max_model_len: int,
@@ -156,9 +186,10 @@ def _runner(
 ) -> TorchRunner:
     use_attention(loaded.model, NAME)
     budget, note = _kv_budget(engine, device)
+    layers = [*loaded.shapes, *(drafting.shapes if drafting is not None else ())]
     num_blocks = num_blocks_for(
         budget,
-        layers=loaded.shapes,
+        layers=layers,
         dtype=loaded.dtype,
         block_size=BLOCK_SIZE,
         max_model_len=max_model_len,
@@ -173,10 +204,26 @@ def _runner(
         dtype=loaded.dtype,
         device=device,
     )
-    per_token = bytes_per_token(loaded.shapes, loaded.dtype)
+    per_token = bytes_per_token(layers, loaded.dtype)
+    vocab_size = loaded.model.config.get_text_config().vocab_size
+    drafter: DraftModel | None = None
+    if drafting is not None:
+        use_attention(drafting.model, NAME)
+        drafter = DraftModel(
+            drafting.model,
+            cache=KvCache(
+                drafting.shapes,
+                num_blocks=num_blocks,
+                block_size=BLOCK_SIZE,
+                dtype=drafting.dtype,
+                device=device,
+            ),
+            vocab_size=vocab_size,
+            max_len=draft_len,
+        )
     facts = ModelFacts(
         name=model.served_name,
-        vocab_size=loaded.model.config.get_text_config().vocab_size,
+        vocab_size=vocab_size,
         max_model_len=max_model_len,
         eos_ids=end_tokens(loaded.model, tokenizer_eos=tokenizer_eos),
         block_size=BLOCK_SIZE,
@@ -198,7 +245,11 @@ def _runner(
         loaded.worst,
     )
     return TorchRunner(
-        loaded.model, cache=cache, facts=facts, defaults=default_sampling(loaded.model)
+        loaded.model,
+        cache=cache,
+        facts=facts,
+        defaults=default_sampling(loaded.model),
+        drafter=drafter,
     )
 
 

@@ -7,15 +7,20 @@ log softmax of the logits before any of this.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sloserve.engine.runner import Logprobs, Sampled, StepRow
 from sloserve.model.chance import seed_state, uniforms
-from sloserve.model.draw import best_tokens, draw_tokens
+from sloserve.model.draw import best_tokens, invert, weigh
 from sloserve.model.history import History, penalise
+from sloserve.model.rejection import keep_or_redraw
+from sloserve.model.verify import Span, fold, places_of
+
+KEEP = 0x5DEECE66D
+"""Turns a request's state into that of the numbers by which its drafts are kept."""
 
 
 class _Known:
@@ -62,14 +67,31 @@ class Sampler:
         """Drop what is kept of a request."""
         self._known.pop(request_id, None)
 
-    def sample(self, logits: Tensor, rows: Sequence[StepRow]) -> list[Sampled]:
-        """One token per row; logits `(len(rows), vocabulary)`, which may be overwritten."""
-        known = []
-        for row in rows:  # per row and step: kept lean
-            k = self._known.get(row.request_id)
-            if k is None or k.sampling is not row.sampling:
-                k = self._begin(row)
-            known.append(k)
+    def verify(
+        self, logits: Tensor, rows: Sequence[StepRow], weights: Mapping[int, Tensor] | None = None
+    ) -> list[Sampled]:
+        """
+        One outcome per row; logits `(len(rows) + drafts, vocabulary)`, each row's own followed by
+        those after its drafts. `weights` by index of the row: (drafts, vocabulary), what they were
+        drawn from, normalised; the drafts of other rows are certain (`rejection`).
+        """
+        if all([k.plain for k in self._all_known(rows)]):
+            return fold(rows, [Sampled(token_id) for token_id in best_tokens(logits)])
+        spans, begin = [], 0
+        for i, row in enumerate(rows):
+            if weights and i in weights:
+                spans.append(Span(begin, row.drafts, weights[i]))
+            begin += 1 + len(row.drafts)
+        return fold(rows, self.sample(logits, places_of(rows), spans=spans))
+
+    def sample(
+        self, logits: Tensor, rows: Sequence[StepRow], *, spans: Sequence[Span] = ()
+    ) -> list[Sampled]:
+        """
+        One token per row; logits `(len(rows), vocabulary)`, which may be overwritten. Rows may be
+        places of drafts (`places_of`).
+        """
+        known = self._all_known(rows)
         if all([k.plain for k in known]):
             return [Sampled(token_id) for token_id in best_tokens(logits)]
         logits = logits.float()
@@ -79,7 +101,7 @@ class Sampler:
         if all(k.greedy for k in known):
             tokens = best_tokens(logits)
         else:
-            tokens = self._draw(logits, rows, known)
+            tokens = self._draw(logits, rows, known, spans)
         if logprobs is None:
             return [Sampled(token_id) for token_id in tokens]
         told = describe(
@@ -89,6 +111,15 @@ class Sampler:
         )
         by_row = dict(zip(reported, told, strict=True))
         return [Sampled(token_id, by_row.get(i)) for i, token_id in enumerate(tokens)]
+
+    def _all_known(self, rows: Sequence[StepRow]) -> list[_Known]:
+        known = []
+        for row in rows:  # per row and step: kept lean
+            k = self._known.get(row.request_id)
+            if k is None or k.sampling is not row.sampling:
+                k = self._begin(row)
+            known.append(k)
+        return known
 
     def _begin(self, row: StepRow) -> _Known:
         seed = row.sampling.seed
@@ -103,8 +134,9 @@ class Sampler:
         seen: list[tuple[int, History]] = []
         for i, (row, k) in enumerate(zip(rows, known, strict=True)):
             if k.history is not None:
-                k.history.read(row.tokens)
-                seen.append((i, k.history))
+                history = k.history.copied() if row.drafts else k.history
+                history.read(row.tokens)
+                seen.append((i, history))
         if seen:
             at, histories = zip(*seen, strict=True)
             penalise(logits, at, histories, [rows[i].sampling for i in at])
@@ -118,20 +150,34 @@ class Sampler:
                 logits[i, k.banned] = -torch.inf
 
     @staticmethod
-    def _draw(logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known]) -> list[int]:
+    def _draw(
+        logits: Tensor, rows: Sequence[StepRow], known: Sequence[_Known], spans: Sequence[Span]
+    ) -> list[int]:
         drawn = [i for i, k in enumerate(known) if not k.greedy]
         tokens: list[int] = [0] * len(rows)
         if len(drawn) < len(rows):
             tokens = best_tokens(logits)
             logits = logits[drawn]
-        uniform = uniforms(
-            [known[i].state for i in drawn],
-            [len(rows[i].tokens) - rows[i].num_prompt for i in drawn],
-        )
-        for i, token_id in zip(
-            drawn, draw_tokens(logits, [rows[i].sampling for i in drawn], uniform), strict=True
-        ):
+        positions = [len(rows[i].tokens) - rows[i].num_prompt for i in drawn]
+        uniform = uniforms([known[i].state for i in drawn], positions)
+        weights = weigh(logits, [rows[i].sampling for i in drawn])
+        for i, token_id in zip(drawn, invert(weights, uniform), strict=True):
             tokens[i] = token_id
+        for span in spans:
+            first, num = drawn.index(span.begin), len(span.drafts)
+            target = weights[first : first + num + 1]
+            keep = uniforms(
+                [seed_state(known[span.begin].state ^ KEEP)] * num, positions[first : first + num]
+            )
+            kept, token_id = keep_or_redraw(
+                target / target.sum(-1, keepdim=True),
+                span.weights,
+                span.drafts,
+                keep=keep,
+                draw=uniform[first : first + num + 1],
+            )
+            tokens[span.begin : span.begin + kept] = span.drafts[:kept]
+            tokens[span.begin + kept] = token_id
         return tokens
 
 

@@ -64,6 +64,12 @@ class HfTokenizer:
         if chat_template is not None:
             self._tokenizer.chat_template = _template(chat_template)
 
+    def same_tokens(self, other: "HfTokenizer") -> bool:
+        """Whether both mean the same by every token id."""
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        theirs: dict[str, int] = other._backend.get_vocab(with_added_tokens=True)
+        return ids == theirs
+
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`; `add_special` adds what the model wants around it (BOS)."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
