@@ -67,6 +67,8 @@ class Batch:
     first: list[int]  # per row: its first token in the batch
     sampled: list[int]  # indices of the rows that draw a token
     prompts: list[tuple[int, int]]  # (row, number of positions) whose prompt logprobs are asked
+    weights: dict[int, Tensor] = field(default_factory=dict)
+    """By row, (drafts, vocabulary): what its drafts were drawn from, unless they are certain."""
 
 
 def decode_groups(num_pages: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Steps of an unmodified Hugging Face model over a paged cache."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,10 +68,11 @@ class TorchRunner:
             if self.drafter is not None:
                 rows, weights = self.drafter.fill(rows)
             batch = build_batch(rows, block_size=self.cache.block_size, device=self.cache.device)
+            batch.weights = weights
             start_s = time.perf_counter()
             logits = forward(self.model, batch, self.cache)
             self.last_forward_s = time.perf_counter() - start_s
-            return self._outcomes(rows, batch, logits, weights)
+            return self._outcomes(rows, batch, logits)
 
     def forget(self, request_id: int) -> None:
         """Drop what is kept of a finished or cancelled request."""
@@ -86,20 +87,15 @@ class TorchRunner:
             self.drafter.close()
         del self.model
 
-    def _outcomes(
-        self,
-        rows: Sequence[StepRow],
-        batch: Batch,
-        logits: Tensor,
-        weights: Mapping[int, Tensor],
-    ) -> list[Sampled]:
-        """`weights` by index of the row, as `Sampler.verify` wants them."""
+    def _outcomes(self, rows: Sequence[StepRow], batch: Batch, logits: Tensor) -> list[Sampled]:
         prompts = self._prompt_logprobs(rows, batch, logits) if batch.prompts else {}
         drawn = [rows[i] for i in batch.sampled]
         num_drawn = len(drawn) + sum([len(row.drafts) for row in drawn])
         if num_drawn > len(drawn):
-            of_drawn = {at: weights[i] for at, i in enumerate(batch.sampled) if i in weights}
-            sampled = self._sampler.verify(logits[:num_drawn], drawn, of_drawn)
+            weights = {
+                at: batch.weights[i] for at, i in enumerate(batch.sampled) if i in batch.weights
+            }
+            sampled = self._sampler.verify(logits[:num_drawn], drawn, weights)
         else:
             sampled = self._sampler.sample(logits[:num_drawn], drawn) if drawn else []
         if len(drawn) == len(rows) and not prompts:
