@@ -34,26 +34,41 @@ def num_equal(drawn: Sequence[int], drafts: Sequence[int]) -> int:
 def keep_or_redraw(
     target: Tensor,
     proposed: Tensor,
-    drafts: Sequence[int],
+    drafts: Sequence[Sequence[int]],
     *,
     keep: NDArray[np.float64],
     draw: NDArray[np.float64],
-) -> tuple[int, int]:
+) -> list[tuple[int, int]]:
     """
-    (drafts kept, the token after them) for one request with n drafts.
+    (drafts kept, the token after them) for every request with drafts.
 
-    target (n + 1, V) and proposed (n, V): weights that sum to one, the latter those the drafts
-    were drawn from. `keep` (n,) and `draw` (n + 1,) are uniform numbers of their own.
+    For n drafts of one request `target` has n + 1 rows and `proposed` n, (rows, V): weights that
+    sum to one, the latter those the drafts were drawn from. `keep` has a uniform number per draft,
+    `draw` one per row of `target`.
     """
-    index = torch.tensor(drafts, device=target.device)[:, None]
-    wanted = target[:-1].gather(1, index)[:, 0].double().cpu().numpy()
-    given = proposed.gather(1, index)[:, 0].double().cpu().numpy()
-    kept = keep[: len(drafts)] * given < wanted  # u < p / q, and never for p = 0
-    num_kept = int(kept.argmin()) if not kept.all() else len(drafts)
-    weights = target[num_kept]
-    if num_kept < len(drafts):
-        rest = (weights - proposed[num_kept]).clamp_min(0)
-        # p = q but for rounding: then a draw from either is as good
-        weights = rest if float(rest.sum()) > 0 else weights
-    token = invert(weights[None], draw[num_kept : num_kept + 1])[0]
-    return num_kept, token
+    tokens = [token for some in drafts for token in some]
+    firsts, begin = [], 0  # of each request: its first row in `target`
+    for some in drafts:
+        firsts.append(begin)
+        begin += len(some) + 1
+    places = [
+        first + j for first, some in zip(firsts, drafts, strict=True) for j in range(len(some))
+    ]
+    index = torch.tensor([places, tokens], device=target.device)
+    wanted = target[index[0], index[1]].double().cpu().numpy()
+    given = proposed.gather(1, index[1][:, None])[:, 0].double().cpu().numpy()
+    refused = keep * given >= wanted  # u >= p / q; always for p = 0
+    kept, ends, at = [], [], 0
+    for first, some in zip(firsts, drafts, strict=True):
+        mine = refused[at : at + len(some)]
+        num = int(mine.argmax()) if mine.any() else len(some)
+        kept.append(num)
+        ends.append((first + num, at + num if num < len(some) else -1))
+        at += len(some)
+    weights = target[[row for row, _ in ends]]
+    redrawn = [i for i, (_, row) in enumerate(ends) if row >= 0]
+    if redrawn:
+        rest = (weights[redrawn] - proposed[[ends[i][1] for i in redrawn]]).clamp_min(0)
+        # nothing is left where p = q but for rounding: then a draw from either is as good
+        weights[redrawn] = torch.where(rest.sum(-1, keepdim=True) > 0, rest, weights[redrawn])
+    return list(zip(kept, invert(weights, draw[[row for row, _ in ends]]), strict=True))

@@ -163,21 +163,23 @@ class Sampler:
         weights = weigh(logits, [rows[i].sampling for i in drawn])
         for i, token_id in zip(drawn, invert(weights, uniform), strict=True):
             tokens[i] = token_id
-        for span in spans:
-            first, num = drawn.index(span.begin), len(span.drafts)
-            target = weights[first : first + num + 1]
-            keep = uniforms(
-                [seed_state(known[span.begin].state ^ KEEP)] * num, positions[first : first + num]
-            )
-            kept, token_id = keep_or_redraw(
+        if spans:
+            places = [span.begin + j for span in spans for j in range(len(span.drafts) + 1)]
+            order = {place: at for at, place in enumerate(drawn)}
+            at = [order[place] for place in places]
+            drafted = [(span, j) for span in spans for j in range(len(span.drafts))]
+            states = [seed_state(known[span.begin].state ^ KEEP) for span, _ in drafted]
+            target = weights[at]
+            told = keep_or_redraw(
                 target / target.sum(-1, keepdim=True),
-                span.weights,
-                span.drafts,
-                keep=keep,
-                draw=uniform[first : first + num + 1],
+                torch.cat([span.weights for span in spans]),
+                [span.drafts for span in spans],
+                keep=uniforms(states, [positions[order[s.begin + j]] for s, j in drafted]),
+                draw=uniform[at],
             )
-            tokens[span.begin : span.begin + kept] = span.drafts[:kept]
-            tokens[span.begin + kept] = token_id
+            for span, (kept, token_id) in zip(spans, told, strict=True):
+                tokens[span.begin : span.begin + kept] = span.drafts[:kept]
+                tokens[span.begin + kept] = token_id
         return tokens
 
 
