@@ -8,7 +8,8 @@ Speculation off, fixed and by need: tokens per second of the whole engine, side 
 beginning), prose (Python's documentation) or code (its library), at temperature 0 and 0.7. The same
 prompts and seeds go through one engine (`TorchRunner` behind scheduler, planner, detokenising;
 without HTTP) without drafts, with 4 drafts for everyone, and with drafts by need. The ways take
-turns in every round; a ratio is that of two runs of the same round, and the median over rounds is
+turns in every round, and each keeps what it learned of drafts in the rounds before, the first of
+which is not counted; a ratio is that of two runs of the same round, and the median over rounds is
 shown with the least and the most. Step times are measured first, as a replica does.
 
 With `--cpu-time` all of it, the engine's clock and the step times included, goes by the processor
@@ -116,23 +117,27 @@ def texts(kind: str, num: int, tokenizer: HfTokenizer) -> list[list[int]]:
     return prompts
 
 
+def speculating(runner: TorchRunner, way: str) -> Speculating | None:
+    """Where drafts come from, and how many of them, by way."""
+    if way == "off":
+        return None
+    drafter = NgramDrafter() if runner.drafter is None else RunnerDrafts()
+    return Speculating(drafter, fixed=FIXED if way == "fixed" else None)
+
+
 def run(
     runner: TorchRunner,
     tokenizer: HfTokenizer,
     model: StepModel,
     prompts: Sequence[Sequence[int]],
     *,
-    way: str,
     temperature: float,
     num_output: int,
     clock: Clock,
+    speculating: Speculating | None,
 ) -> Run:
-    """All prompts at once through an engine of their own."""
+    """All prompts at once through an engine of their own; what it learned of drafts stays."""
     facts = runner.facts
-    speculating = None
-    if way != "off":
-        drafter = NgramDrafter() if runner.drafter is None else RunnerDrafts()
-        speculating = Speculating(drafter, fixed=FIXED if way == "fixed" else None)
     scheduler = Scheduler(
         make_policy("sloserve"),
         model,
@@ -268,6 +273,7 @@ def main() -> None:
             prompts = texts(kind, width, tokenizer)
             for temperature in map(float, args.temperatures.split(",")):
                 rounds: list[dict[str, Run]] = []
+                learned = {way: speculating(runner, way) for way in WAYS}
                 for number in range(args.rounds + 1):  # the first is to warm up
                     order = WAYS if number % 2 else WAYS[::-1]
                     rounds.append(
@@ -277,10 +283,10 @@ def main() -> None:
                                 tokenizer,
                                 model,
                                 prompts,
-                                way=way,
                                 temperature=temperature,
                                 num_output=args.output,
                                 clock=clock,
+                                speculating=learned[way],
                             )
                             for way in order
                         }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from sloserve.perf import StepModel
-from sloserve.planner.acceptance import START, Acceptance
+from sloserve.planner.acceptance import STARTS, Acceptance
 from sloserve.planner.speculation import (
     Draftable,
     Load,
@@ -220,8 +220,9 @@ def test_lengths_stay_within_chances_room_and_batch(
 
 
 def test_chances_start_hopeful_and_never_rise_with_position() -> None:
-    chances = Acceptance().chances(1, "chat", grade=3, num=4)
-    assert chances == [START, START**2, START**3, START**4]
+    for grade, start in ((0, STARTS[0]), (1, STARTS[1]), (2, STARTS[2]), (3, STARTS[0])):
+        chances = Acceptance().chances(1, "chat", grade=grade, num=4)
+        assert chances == pytest.approx([start, start**2, start**3, start**4])
 
 
 def test_a_request_is_learned_per_position() -> None:
@@ -243,8 +244,8 @@ def test_requests_differ_and_a_new_one_begins_as_its_group() -> None:
     (bad,) = seen.chances(2, "chat", grade=2, num=1)
     (new,) = seen.chances(3, "chat", grade=2, num=1)
     assert good > 0.8 > new > 0.2 > bad
-    assert seen.chances(3, "chat", grade=1, num=1) == [START]
-    assert seen.chances(3, "other", grade=2, num=1) == [START]
+    assert seen.chances(3, "chat", grade=1, num=1) == [STARTS[1]]
+    assert seen.chances(3, "other", grade=2, num=1) == [STARTS[2]]
 
 
 def test_what_was_true_is_forgotten_when_an_answer_changes() -> None:

@@ -5,17 +5,18 @@ How likely a drafted token is accepted: learned online, per request and position
 
 j counts the drafts of one step from 0; a draft is tried only when all before it were accepted. The
 group (class and temperature, and how good the drafter thought its proposal was: `grade`) is the
-prior of a request; its own prior is what the group knows of the position before, and START before
+prior of a request; its own prior is what the group knows of the position before, and STARTS before
 anything is known. All counts fade: an answer that stops copying is noticed after a few steps.
 """
 
 from collections.abc import Hashable
 
-START = 0.5
-"""Of a first draft before anything is known: hopeful, or nothing would ever be tried."""
+STARTS = (0.5, 0.2, 0.35)
+"""Of a first draft before anything is known, by grade; the first is that of every other grade.
+Hopeful, or nothing would ever be tried."""
 WEIGHT = 3.0
 """Observations that the group's word is worth."""
-START_WEIGHT = 4.0
+START_WEIGHT = 2.0
 """Observations that a position's first guess is worth in its group."""
 FADE = 0.9
 GROUP_FADE = 0.98
@@ -73,7 +74,7 @@ class Acceptance:
         """
         own = self._requests.get(request_id, {}).get(grade, ())
         shared = self._groups.get((group, grade), ())
-        alpha, chance = START, 1.0
+        alpha, chance = STARTS[grade if grade < len(STARTS) else 0], 1.0
         found = []
         for position in range(num):
             if position < len(shared):

@@ -17,7 +17,7 @@ EXPLORE_STEPS = 64
 """Every so many steps, those that drafts did not pay for get a single one: they may pay now."""
 FACTOR_RATE = 0.05
 MAX_FACTOR = 1.5
-FACTOR_FADE = 0.995
+FACTOR_FADE = 0.999
 """What drafted steps take beyond the model's word: how fast it is learned and forgotten."""
 
 
@@ -78,7 +78,7 @@ class Speculating:
         self.serial = drafter.serial
         self._most = max_draft_tokens if fixed is None else fixed
         self._fixed = fixed is not None
-        self._num_steps = 0
+        self._num_steps = self._num_drafted_steps = 0
 
     def draft(
         self,
@@ -159,9 +159,10 @@ class Speculating:
             return
         plain_s = batch.predicted_s / batch.factor
         if plain_s > 0.0:
+            self._num_drafted_steps += 1
+            rate = max(FACTOR_RATE, 1 / (self._num_drafted_steps + 4))
             seen = min(max(actual_s / plain_s, 1.0 / MAX_FACTOR), MAX_FACTOR)
-            self.factor += FACTOR_RATE * (seen - self.factor)
-            self.factor = max(1.0, self.factor)
+            self.factor = max(1.0, self.factor + rate * (seen - self.factor))
 
     def forget(self, request_id: int) -> None:
         """The request is over."""
