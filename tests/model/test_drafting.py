@@ -25,6 +25,11 @@ from sloserve.slo.service import EngineSpec, ModelSpec
 GREEDY = SamplingParams(temperature=0.0)
 
 
+def config_of(kind: str, **changes: Any) -> PreTrainedConfig:
+    config: PreTrainedConfig = CONFIG_MAPPING[kind](**changes)
+    return config
+
+
 def llama(num_layers: int = 3, **changes: Any) -> PreTrainedConfig:
     sizes = {
         "vocab_size": 128,
@@ -38,8 +43,7 @@ def llama(num_layers: int = 3, **changes: Any) -> PreTrainedConfig:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    config: PreTrainedConfig = CONFIG_MAPPING["llama"](**{**sizes, **changes})
-    return config
+    return config_of("llama", **{**sizes, **changes})
 
 
 def talks_of(a_talk: Any, sampling: SamplingParams = GREEDY) -> list[Any]:
@@ -97,14 +101,14 @@ def a_drafter(world: Any, config: PreTrainedConfig, runner: Any) -> DraftModel:
     return DraftModel(model, cache=cache, vocab_size=128, max_len=512, entropy=1)
 
 
+GPT2 = {"vocab_size": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
 FAMILIES = {
     "llama": llama(),
-    "gemma2": CONFIG_MAPPING["gemma2"](
-        **{**llama().to_dict(), "model_type": "gemma2", "head_dim": 8, "sliding_window": 8}
+    "gemma2": config_of(
+        "gemma2",
+        **{**llama().to_dict(), "model_type": "gemma2", "head_dim": 8, "sliding_window": 8},
     ),
-    "gpt2": CONFIG_MAPPING["gpt2"](
-        vocab_size=128, n_embd=32, n_layer=2, n_head=4, n_positions=512, eos_token_id=2
-    ),
+    "gpt2": config_of("gpt2", eos_token_id=2, **GPT2),
 }
 
 
@@ -276,7 +280,8 @@ def test_a_draft_model_with_another_tokenizer_is_refused(tmp_path: Path) -> None
     other = tmp_path / "other"
     llama(1).save_pretrained(other)
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(other)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=words).save_pretrained(other)
     with pytest.raises(BadInput, match="another tokenizer"):
         load_model(
             resolve_source("builtin://tiny"),
