@@ -9,8 +9,9 @@ beginning), prose (Python's documentation) or code (its library), at temperature
 prompts and seeds go through one engine (`TorchRunner` behind scheduler, planner, detokenising;
 without HTTP) without drafts, with 4 drafts for everyone, and with drafts by need. The ways take
 turns in every round, and each keeps what it learned of drafts in the rounds before, the first of
-which is not counted; a ratio is that of two runs of the same round, and the median over rounds is
-shown with the least and the most. Step times are measured first, as a replica does.
+which is not counted; a ratio is that of the best rounds of two ways, shown with the least and the
+most within a round: what others do on the machine only ever takes time. Step times are measured
+first, as a replica does.
 
 With `--cpu-time` all of it, the engine's clock and the step times included, goes by the processor
 time of this process, with one compute thread: what others do on the machine then matters little.
@@ -89,7 +90,7 @@ class Line:
     temperature: float
     width: int
     way: str
-    ratio: float  # of tokens per second, against `off` in the same round: the median
+    ratio: float  # of tokens per second, against `off`: the best rounds of both
     least: float
     most: float
     tokens_per_s: float
@@ -195,6 +196,7 @@ def lines_of(
     for way in WAYS:
         taken = [r[way] for r in rounds]
         ratios = [r["off"].time_s / r[way].time_s for r in rounds]
+        best_s = min(one.time_s for one in taken)
         num_drafts = sum(one.num_drafts for one in taken)
         steps = statistics.median(one.num_steps for one in taken)
         lines.append(
@@ -203,10 +205,10 @@ def lines_of(
                 temperature=temperature,
                 width=width,
                 way=way,
-                ratio=statistics.median(ratios),
+                ratio=min(r["off"].time_s for r in rounds) / best_s,
                 least=min(ratios),
                 most=max(ratios),
-                tokens_per_s=width * num_output / statistics.median(one.time_s for one in taken),
+                tokens_per_s=width * num_output / best_s,
                 tokens_per_step=num_output / max(1.0, steps),
                 acceptance=sum(one.num_accepted for one in taken) / num_drafts
                 if num_drafts

@@ -13,6 +13,7 @@ from sloserve.planner.speculation import (
     Draftable,
     Load,
     draft_lengths,
+    least_chance,
     needed_drafts,
     tokens_due,
 )
@@ -185,6 +186,25 @@ def test_no_choice_of_lengths_yields_much_more(
     found = rate(rows, load, model, counts, serial=serial)
     assert found >= best * 0.98 - 1e-9  # a gain below 2 % is left alone
     assert found >= rate(rows, load, model, {}, serial=serial) - 1e-9
+
+
+@given(
+    alphas=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4),
+    w=st.floats(0.001, 0.02),
+    a1=st.floats(0.0, 0.004),
+    b=st.floats(0.0, 1e-5),
+    factor=st.floats(1.0, 1.3),
+)
+def test_who_is_left_out_as_hopeless_would_have_got_nothing(
+    alphas: list[float], w: float, a1: float, b: float, factor: float
+) -> None:
+    model = StepModel(w=w, a0=0.0, c1=0.001, a1=a1, b=b, d=0.0)
+    rows = [Draftable(i, 50 + 50 * i, falling(alpha, 3)) for i, alpha in enumerate(alphas)]
+    load = decodes(rows)
+    least = least_chance(load, model, context=50)
+    counts = draft_lengths(rows, load, model, factor=factor)
+    if all(row.chances[0] < least for row in rows):
+        assert counts == {}
 
 
 @given(

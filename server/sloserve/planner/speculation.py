@@ -67,6 +67,15 @@ def needed_drafts(chances: Sequence[float], num_needed: int) -> int:
     return sum(chance >= LEAST_CHANCE for chance in chances)
 
 
+def least_chance(load: Load, model: StepModel, *, context: int) -> float:
+    """A first draft at `context` keys that is less likely than this can't pay, whatever else is."""
+    plain_s = model.step_s(load.num_tokens, context=load.context, pairs=load.pairs)
+    longer_s = model.step_s(
+        load.num_tokens + 1, context=load.context + context + 1, pairs=load.pairs
+    )
+    return load.num_tokens * (longer_s / plain_s - 1.0) if plain_s > 0.0 else 0.0
+
+
 def draft_lengths(
     rows: Sequence[Draftable],
     load: Load,

@@ -7,7 +7,7 @@ from typing import Protocol
 from sloserve.perf import StepModel
 from sloserve.planner import Limits, Tier
 from sloserve.planner.acceptance import Acceptance
-from sloserve.planner.speculation import Draftable, draft_lengths, tokens_due
+from sloserve.planner.speculation import Draftable, draft_lengths, least_chance, tokens_due
 from sloserve.scheduler.batch import Batch, BatchRow, Outcome, load_of
 from sloserve.scheduler.holdings import Holdings
 
@@ -102,6 +102,8 @@ class Speculating:
         load = load_of(rows, room_s=room_s, max_tokens=limits.max_batch_tokens)
         step_s = model.step_s(load.num_tokens, context=load.context, pairs=load.pairs)
         next_end_s = now_s + 2 * step_s + margin_s
+        shortest = min([row.start for row in decodes]) + 1
+        least = least_chance(load, model, context=shortest)
         offered: dict[int, Proposal] = {}
         draftable: list[Draftable] = []
         spare = holdings.pool.num_free - int(HEADROOM_SHARE * limits.num_blocks)
@@ -122,7 +124,9 @@ class Speculating:
                 continue
             offered[request.id] = proposal
             if not self._fixed:
-                draftable.append(self._draftable(row, proposal, next_end_s=next_end_s))
+                one = self._draftable(row, proposal, least, next_end_s=next_end_s)
+                if one is not None:
+                    draftable.append(one)
         if self._fixed:
             counts = {request_id: proposal.num for request_id, proposal in offered.items()}
         else:
@@ -169,16 +173,18 @@ class Speculating:
         self._drafter.forget(request_id)
         self.acceptance.forget(request_id)
 
-    def _draftable(self, row: BatchRow, proposal: Proposal, *, next_end_s: float) -> Draftable:
+    def _draftable(
+        self, row: BatchRow, proposal: Proposal, least: float, *, next_end_s: float
+    ) -> Draftable | None:
+        """A row as the planner sees it; None: it needs no draft, and its first can't pay."""
         request, seen = row.request, row.request.row
         num_needed = 1
         if seen.tier is Tier.PROMISED and seen.kept:
             num_needed = tokens_due(seen.due_s, seen.tpot_s, by_s=next_end_s)
-        return Draftable(
-            request.id,
-            row.start + 1,
-            self.acceptance.chances(
-                request.id, request.draft_group, grade=proposal.grade, num=proposal.num
-            ),
-            num_needed,
-        )
+        chances, group = self.acceptance.chances, request.draft_group
+        if num_needed <= 1:  # per row and step: mostly the end of it
+            first = chances(request.id, group, grade=proposal.grade, num=1)
+            if first[0] < least:
+                return None
+        found = chances(request.id, group, grade=proposal.grade, num=proposal.num)
+        return Draftable(request.id, row.start + 1, found, num_needed)
