@@ -194,5 +194,5 @@ def _worth(
 
 def _offer(row: Draftable, depth: int, at: int, model: StepModel) -> tuple[float, int, int]:
     """(seconds for one more expected token, depth, row): smallest first."""
-    cost_s = max(model.a0, model.a1) + model.b * (row.context + depth + 1)
+    cost_s = max(model.a0, model.a1) + model.b * (row.context + depth + 1) + 1e-9  # never free
     return cost_s / max(row.chances[depth], 1e-9), depth, at
