@@ -21,8 +21,9 @@ from sloserve.perf import StepModel
 
 LEAST_CHANCE = 0.2
 """A draft less likely than this is not worth its place when even all of them miss a need."""
-MIN_GAIN = 0.02
-"""Drafts that promise less than so much more tokens per second are not worth their trouble."""
+MIN_GAIN = 0.05
+"""Drafts that promise less than so much more tokens per second are left alone: the step model and
+the chances are not better known than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,5 +194,5 @@ def _worth(
 
 def _offer(row: Draftable, depth: int, at: int, model: StepModel) -> tuple[float, int, int]:
     """(seconds for one more expected token, depth, row): smallest first."""
-    cost_s = max(model.a0, model.a1) + model.b * (row.context + depth + 1)
+    cost_s = max(model.a0, model.a1) + model.b * (row.context + depth + 1) + 1e-9  # never free
     return cost_s / max(row.chances[depth], 1e-9), depth, at

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sloserve.perf import StepModel
-from sloserve.planner import Limits, Tier
+from sloserve.planner import Limits, Row, Tier
 from sloserve.planner.acceptance import Acceptance
 from sloserve.planner.speculation import Draftable, draft_lengths, least_chance, tokens_due
 from sloserve.scheduler.batch import Batch, BatchRow, Outcome, load_of
@@ -15,6 +15,10 @@ HEADROOM_SHARE = 0.05
 """Drafts take new blocks only while so much of the pool stays free."""
 EXPLORE_STEPS = 64
 """Every so many steps, those that drafts did not pay for get a single one: they may pay now."""
+PROPOSE_S = 10e-6
+MAX_PROPOSE_SHARE = 0.02
+"""What asking for and judging drafts costs per request between two steps; where that is more than
+this share of the step, only those who need drafts are asked for (32 streams of the small model)."""
 FACTOR_RATE = 0.05
 MAX_FACTOR = 1.5
 FACTOR_FADE = 0.999
@@ -114,8 +118,12 @@ class Speculating:
         offered: dict[int, Proposal] = {}
         draftable: list[Draftable] = []
         spare = holdings.pool.num_free - int(HEADROOM_SHARE * limits.num_blocks)
+        roomy = self._fixed or len(decodes) * PROPOSE_S <= MAX_PROPOSE_SHARE * step_s
         for row in decodes:
             request = row.request
+            num_needed = _num_needed(request.row, by_s=next_end_s)
+            if num_needed <= 1 and not roomy:
+                continue
             num_known = request.row.num_known
             room = len(request.blocks) * limits.block_size
             if spare > len(decodes):  # a block more for everyone would not hurt
@@ -133,7 +141,7 @@ class Speculating:
                 continue
             offered[request.id] = proposal
             if not self._fixed:
-                one = self._draftable(row, proposal, least, next_end_s=next_end_s)
+                one = self._draftable(row, proposal, least, num_needed)
                 if one is not None:
                     draftable.append(one)
         if self._fixed:
@@ -183,13 +191,10 @@ class Speculating:
         self.acceptance.forget(request_id)
 
     def _draftable(
-        self, row: BatchRow, proposal: Proposal, least: float, *, next_end_s: float
+        self, row: BatchRow, proposal: Proposal, least: float, num_needed: int
     ) -> Draftable | None:
         """A row as the planner sees it; None: it needs no draft, and its first can't pay."""
-        request, seen = row.request, row.request.row
-        num_needed = 1
-        if seen.tier is Tier.PROMISED and seen.kept:
-            num_needed = tokens_due(seen.due_s, seen.tpot_s, by_s=next_end_s)
+        request = row.request
         chances, group = self.acceptance.chances, request.draft_group
         if num_needed <= 1:  # per row and step: mostly the end of it
             first = chances(request.id, group, grade=proposal.grade, num=1)
@@ -197,3 +202,10 @@ class Speculating:
                 return None
         found = chances(request.id, group, grade=proposal.grade, num=proposal.num)
         return Draftable(request.id, row.start + 1, found, num_needed)
+
+
+def _num_needed(row: Row, *, by_s: float) -> int:
+    """Tokens of a row due before `by_s`; 1 without a promise to keep."""
+    if row.tier is not Tier.PROMISED or not row.kept:
+        return 1
+    return tokens_due(row.due_s, row.tpot_s, by_s=by_s)
