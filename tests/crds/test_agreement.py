@@ -15,6 +15,7 @@ IN_WORDS = {
     "spec.model.cache",
     "spec.model.maxModelLen",
     "spec.model.chatTemplate",
+    "spec.model.toolParser",
     "spec.engine.kvCache.size",
     "spec.engine.threads",
     "spec.sloClasses[].ttft.floor",

@@ -15,6 +15,7 @@ class Words(ByteTokenizer):
     """A word per token, as SentencePiece has it: the space in front is part of the word."""
 
     words = ("▁Hello", "▁world", "ly", "▁", "!")
+    context_free = False
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         text = "".join(self.words[i] for i in ids).replace("▁", " ")
@@ -31,6 +32,17 @@ def test_the_pieces_make_the_text_and_none_holds_half_a_character(text: str) -> 
     pieces = pushed(BYTES.encode(text, add_special=False))
     assert "".join(pieces) == text
     assert all("�" not in piece or "�" in text for piece in pieces)
+
+
+@given(st.lists(st.one_of(st.integers(0, 258), st.sampled_from("é🙂b".encode())), max_size=60))
+def test_tokens_taken_one_by_one_and_in_a_window_make_the_same_text(ids: list[int]) -> None:
+    class Windowed(ByteTokenizer):
+        context_free = False
+
+    by_token, by_window = Detokenizer(BYTES), Detokenizer(Windowed())
+    for token_id in ids:
+        assert by_token.push(token_id) == by_window.push(token_id)
+    assert by_token.flush() == by_window.flush()
 
 
 @given(st.lists(st.integers(0, 255), max_size=60))

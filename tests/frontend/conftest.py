@@ -15,9 +15,10 @@ import pytest
 from sloserve.engine.client import EngineClient
 from sloserve.engine.runner import Logprobs, ModelFacts, Sampled, StepRow
 from sloserve.engine.sampling import SamplingParams
-from sloserve.engine.sim import sim_facts
+from sloserve.engine.sim import EOS_ID, sim_facts, soonest_end
 from sloserve.engine.tokenizer import ByteTokenizer
 from sloserve.frontend.app import create_app
+from sloserve.frontend.grammars import make_grammars
 from sloserve.frontend.replica import Replica, Served
 from sloserve.http import serve
 from sloserve.perf import OnlineCorrection, StepModel
@@ -27,6 +28,7 @@ from sloserve.planner.policies import make_policy
 from sloserve.scheduler import Scheduler
 from sloserve.slo.manifest import parse_service
 from sloserve.slo.service import ServiceSpec
+from sloserve.tools.formats import HERMES, ToolFormat
 
 T = TypeVar("T")
 
@@ -54,7 +56,8 @@ class Capitals:
     """
     A runner that answers every prompt with its own text in capitals, over and over.
 
-    A test turns `hold` (steps wait), `breaks` (steps fail) and `step_s`.
+    A test turns `hold` (steps wait), `breaks` (steps fail), `step_s` and `says`. A grammar is
+    followed on the shortest way to its end.
     """
 
     def __init__(self, facts: ModelFacts) -> None:
@@ -64,6 +67,8 @@ class Capitals:
         self.go.set()
         self.breaks: Callable[[StepRow], bool] = lambda row: False
         self.step_s = 0.0
+        self.says: str | None = None
+        """Answer this instead, and end."""
 
     def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
         self.go.wait(10)
@@ -82,6 +87,11 @@ class Capitals:
         if num_output == 0:
             self.asked.append(row.sampling)
         token_id = ord(chr(row.tokens[num_output % row.num_prompt] % 128).upper())
+        if self.says is not None:
+            said = ByteTokenizer().encode(self.says)
+            token_id = said[num_output] if num_output < len(said) else EOS_ID
+        if row.matcher is not None:
+            token_id = soonest_end(row.matcher.mask())
         count = row.sampling.logprobs
         logprobs = None
         if count is not None:
@@ -106,6 +116,7 @@ class Running:
     loop: asyncio.AbstractEventLoop
     clock: Skipping = field(default_factory=Skipping)
     """The engine's."""
+    tool_format: ToolFormat | None = HERMES
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
@@ -226,7 +237,18 @@ def _ready(server: Running) -> Iterator[Running]:
 
     def attach() -> None:
         client.start(server.scheduler, server.runner, tokenizer)
-        server.replica.attach(Served(client, tokenizer, server.runner.facts, STEP_MODEL))
+        facts = server.runner.facts
+        grammars = make_grammars(tokenizer, facts)
+        server.replica.attach(
+            Served(
+                client,
+                tokenizer,
+                facts,
+                STEP_MODEL,
+                grammars=grammars,
+                tool_format=server.tool_format,
+            )
+        )
         server.replica.ready = True
 
     server.on_loop(attach)
@@ -247,6 +269,24 @@ def running(unready: Running) -> Iterator[Running]:
     """A server that is ready, for one test alone."""
     with _ready(unready) as server:
         yield server
+
+
+@pytest.fixture
+def reasoning(running: Running) -> Running:
+    """A server with a class `reason`, whose answers begin with thinking."""
+    manifest = _manifest()
+    stages = [{"name": "thinking", "tpot": "5s", "until": "</think>"}]
+    stages.append({"name": "answer", "tpot": "5s"})
+    slow = {"name": "reason", "ttft": {"target": "10s"}, "stages": stages}
+    manifest["spec"]["sloClasses"].append(slow)
+    running.on_loop(lambda: running.replica.apply(parse_service(manifest)))
+    return running
+
+
+@pytest.fixture
+def ready() -> Callable[[Running], contextlib.AbstractContextManager[Running]]:
+    """Loads the model of a server that was not ready."""
+    return _ready
 
 
 @pytest.fixture(scope="module")

@@ -165,3 +165,23 @@ def test_vllm_s_extra_fields_reach_the_engine(client: openai.OpenAI, shared: Any
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (3, 0.1, 1.1)
     assert (sampling.ignore_eos, sampling.min_tokens, sampling.stop_token_ids) == (True, 2, (9,))
     assert (sampling.seed, sampling.stop, sampling.logit_bias) == (5, ("x", "y"), {7: -100.0})
+
+
+def test_a_prompt_seen_before_is_told_as_cached_unless_its_salt_is_another(
+    client: openai.OpenAI,
+) -> None:
+    def num_cached(**extra: str) -> int | None:
+        answer = client.completions.create(
+            model="sim", prompt="0123456789abcdef" * 5, max_tokens=2, extra_body=extra
+        )
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        return answer.usage.prompt_tokens_details.cached_tokens
+
+    assert num_cached() == 0
+    assert num_cached() == 76  # of 80, in blocks of 4: at least one token is computed
+    assert num_cached(cache_salt="tenant a") == 0
+    assert num_cached(cache_salt="tenant a") == 76
+    assert num_cached(cache_salt="tenant b") == 0
+    with pytest.raises(openai.BadRequestError, match="cache_salt"):
+        num_cached(cache_salt="")

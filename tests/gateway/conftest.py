@@ -416,7 +416,7 @@ async def running(
         )
         speaking = sum(r.service == "assistant" and not r.silent for r in replicas)
         known = core.replicas.known
-        await world.until(lambda: sum(u.report is not None for u in known.values()) == speaking)
+        await world.until(lambda: sum(u.report is not None for u in known.values()) >= speaking)
         yield world
 
 

@@ -64,7 +64,10 @@ def chat(**fields: Any) -> ChatBody:
         ({"stream_options": {}}, "stream_options: only allowed when stream is true"),
         ({"stream": "maybe"}, "stream: got 'maybe'"),
         ({"seed": 2**64}, "seed: got 18446744073709551616, allowed: a whole number from -9"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type: got 'json_object'"),
+        (
+            {"response_format": {"type": "yaml"}},
+            "response_format.type: got 'yaml', allowed: 'text'",
+        ),
         ({"model": 5}, "model: got 5"),
     ],
 )
@@ -89,7 +92,7 @@ def test_a_bad_completion_field_is_named_with_its_value_and_range(
         ({"max_completion_tokens": 0}, "max_completion_tokens: got 0"),
         ({"top_logprobs": 3}, "top_logprobs: only allowed when logprobs is true"),
         ({"logprobs": True, "top_logprobs": 30}, "top_logprobs: got 30"),
-        ({"tools": [{"type": "function"}]}, "tools: tool calls are not served"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function: is missing"),
     ],
 )
 def test_a_bad_chat_field_is_named_too(fields: dict[str, Any], message: str) -> None:

@@ -137,7 +137,7 @@ def test_operator_and_gateway_carry_no_torch(
     assert "torch==" not in text
 
 
-@pytest.mark.parametrize("part", ["operator", "gateway", "engine", "tracing", "build"])
+@pytest.mark.parametrize("part", ["operator", "gateway", "engine", "tracing", "grammar", "build"])
 def test_whatever_an_image_installs_is_pinned(
     part: str, extras: dict[str, list[str]], root: Path
 ) -> None:

@@ -53,3 +53,17 @@ def test_the_stage_ends_with_the_token_that_completes_the_marker() -> None:
     for number, text in enumerate(["hm", "</th", "ink>", "yes", "no"], start=1):
         stream.feed(event(number, text), float(number))
     assert [e.stage for e in stream.emissions] == [0, 0, 0, 1, 1]
+
+
+def test_the_answer_begins_where_thinking_in_a_field_of_its_own_ends() -> None:
+    def chunk(number: int, delta: str) -> bytes:
+        usage = b'"usage":{"completion_tokens":%d}' % number
+        choice = b'{"index":0,"delta":%s,"finish_reason":null}' % delta.encode()
+        return b'data: {"choices":[' + choice + b"]," + usage + b"}\n\n"
+
+    stream = AnswerStream((Stage("thinking", 0.1, until="</think>"), Stage("answer", 0.2)))
+    deltas = ['{"role":"assistant","content":null,"reasoning_content":"hm"}', "{}",
+              '{"content":"Yes"}', '{"content":"."}']  # fmt: skip
+    for number, delta in enumerate(deltas, 1):
+        stream.feed(chunk(number, delta), float(number))
+    assert [e.stage for e in stream.emissions] == [0, 0, 1, 1]

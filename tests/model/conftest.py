@@ -1,11 +1,16 @@
 """Tiny random models of many families, and a driver that makes ragged batches of requests."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -45,6 +50,7 @@ class Talk:
     num_output: int
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.0))
     joins: int = 0
+    leaves: int | None = None  # is cancelled then, if it is still there
     salt: str = ""
     outcomes: list[Sampled] = field(default_factory=list)
 
@@ -111,6 +117,52 @@ class Driver:
             sample=seat.computed + count == len(seat.tokens),
             sampling=seat.talk.sampling,
         )
+
+
+@pytest.fixture(scope="module")
+def interpreted_kernels() -> Iterator[ModuleType]:
+    """
+    Our Triton kernels as Triton's interpreter runs them, on CPU.
+
+    Triton interprets what is imported while TRITON_INTERPRET is set, its own library included: it
+    is imported anew for the tests of a module. Its interpreter multiplies bfloat16 as if the bits
+    were whole numbers; here the factors are widened first.
+    """
+    if find_spec("triton") is None:
+        pytest.skip("needs triton, which is for Linux: pip install triton")
+    before = _without_triton()
+    spec = find_spec("sloserve.model.triton_kernel")
+    assert spec is not None
+    assert spec.loader is not None
+    kernels = module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        spec.loader.exec_module(kernels)
+        _mend(import_module("triton.runtime.interpreter"))
+        yield kernels
+    _without_triton()
+    sys.modules.update(before)
+
+
+def _without_triton() -> dict[str, ModuleType]:
+    """Take triton's Python modules out of what is imported; those that were there."""
+    names = [n for n in sys.modules if n.partition(".")[0] == "triton" and "._C" not in n]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _mend(interpreter: Any) -> None:
+    plain, types = interpreter.InterpreterBuilder.create_dot, interpreter.tl
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar != types.bfloat16:
+            return handle
+        wide = interpreter._convert_float(handle.data, types.bfloat16, types.float32, None)
+        return type(handle)(wide.view(np.float32).reshape(handle.data.shape), types.float32)
+
+    def create_dot(builder: Any, a: Any, b: Any, *more: Any) -> Any:
+        return plain(builder, widened(a), widened(b), *more)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
 
 
 @pytest.fixture
@@ -246,7 +298,7 @@ class Listening(TorchRunner):
     def _outcomes(
         self, rows: Sequence[StepRow], batch: Batch, logits: torch.Tensor
     ) -> list[Sampled]:
-        self.num_mixed += bool(batch.decodes) and bool(batch.chunks)
+        self.num_mixed += 0 < batch.num_decodes < len(batch.contexts)
         self.num_padded += batch.input_ids.shape[1] > batch.slots.shape[0]
         self.num_computed_tokens += batch.slots.shape[0]
         for i, at in enumerate(batch.sampled):
@@ -285,20 +337,25 @@ class Service:
         self._clock = clock
 
     def run(self, *talks: Talk) -> list[tuple[list[int], torch.Tensor]]:
-        """Tokens and logits `(num_output, vocabulary)` of each talk; `joins` counts turns."""
+        """
+        Tokens and logits `(num_output, vocabulary)` of each talk; `joins` and `leaves` count
+        turns.
+        """
         turn = 0
         while turn <= max(talk.joins for talk in talks) or self._engine.has_work:
             for number, talk in enumerate(talks):
                 if talk.joins == turn:
                     self._add(str(number), talk)
+                if talk.leaves == turn:
+                    self._engine.cancel(str(number))
             self._engine.turn()
             self.scheduler.check_integrity()
             turn += 1
             assert turn < 1000, "it does not come to an end"
         by_arrival = sorted(range(len(talks)), key=lambda number: talks[number].joins)
         heard = {
-            number: torch.stack(self.runner.logits[request_id])
-            for number, request_id in zip(by_arrival, sorted(self.runner.logits), strict=True)
+            number: torch.stack(self.runner.logits.get(request_id, [torch.empty(0)]))
+            for request_id, number in enumerate(by_arrival, 1)
         }
         return [(self._tokens[str(number)], heard[number]) for number in range(len(talks))]
 
@@ -334,3 +391,58 @@ class Service:
 @pytest.fixture
 def a_service() -> type[Service]:
     return Service
+
+
+def _varlen(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    block_table: torch.Tensor,
+) -> torch.Tensor:
+    num_pages, page, kv_heads, _ = keys.shape
+    num_tokens, heads, _ = query.shape
+    assert causal
+    assert page % 256 == 0
+    assert query.stride(-1) == 1
+    assert {t.dtype for t in (cu_seqlens_q, cu_seqlens_k, block_table)} == {torch.int32}
+    assert block_table.shape[0] == len(cu_seqlens_q) - 1 == len(cu_seqlens_k) - 1
+    torch._assert_async((cu_seqlens_q.diff() <= max_seqlen_q).all())
+    torch._assert_async((cu_seqlens_k.diff() <= max_seqlen_k).all())
+    torch._assert_async((block_table < num_pages).all())
+    token = torch.arange(num_tokens, dtype=torch.int32)
+    row = torch.searchsorted(cu_seqlens_q, token, right=True) - 1
+    lengths = cu_seqlens_k.diff()[row]  # (tokens,)
+    position = lengths - cu_seqlens_q[row + 1] + token  # the last query sees the last key
+    at = torch.arange(block_table.shape[1] * page)
+    seen = (at <= position[:, None]) & (at < lengths[:, None])
+    if window_size[0] >= 0:
+        seen &= at >= position[:, None] - window_size[0]
+    if window_size[1] >= 0:
+        seen &= at <= position[:, None] + window_size[1]
+    own_keys, own_values = (
+        memory[block_table.long()].flatten(1, 2)[row].repeat_interleave(heads // kv_heads, dim=2)
+        for memory in (keys, values)
+    )  # (tokens, keys, H, D)
+    scores = torch.einsum("thd,tkhd->thk", query.float(), own_keys.float()) * softmax_scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)
+    return torch.einsum("thk,tkhd->thd", weights, own_values.float()).to(query.dtype)
+
+
+@pytest.fixture
+def varlen() -> Callable[..., torch.Tensor]:
+    """
+    What flash-attn's documentation says of `flash_attn_varlen_func` with a block table, on CPU and
+    in any dtype. Waits for nothing, as the real one.
+    """
+    return _varlen

@@ -2,6 +2,7 @@
 
 import random
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +10,13 @@ from torch import Tensor, nn
 
 from sloserve.engine.runner import StepRow
 from sloserve.engine.sampling import SamplingParams
+from sloserve.errors import BadInput
 from sloserve.model.attention import current_step, paged_attention
-from sloserve.model.batch import (
-    FREE_WASTE_PAGES,
-    MAX_WASTE,
-    build_batch,
-    decode_groups,
-    padded_size,
-)
+from sloserve.model.batch import build_batch, padded_size
+from sloserve.model.choice import choose_path
+from sloserve.model.gathered import FREE_WASTE_PAGES, MAX_WASTE, Gathered, decode_groups
 from sloserve.model.kv import KvCache, LayerShape
+from sloserve.model.path import AttentionPath
 
 CPU = torch.device("cpu")
 
@@ -26,13 +25,32 @@ class Layer(nn.Module):
     layer_idx = 0
 
 
-def a_cache(kv_heads: int, size: int, *, num_blocks: int = 64, block_size: int = 4) -> KvCache:
+@pytest.fixture(params=["torch", "compiled"])
+def path(request: pytest.FixtureRequest) -> AttentionPath:
+    """Each way to attend; the compiled one needs a C++ compiler."""
+    try:
+        return choose_path(
+            request.param, device=CPU, dtype=torch.float32, layers=[LayerShape(1, 8, 8)]
+        )
+    except BadInput as error:
+        pytest.skip(error.message)
+
+
+def a_cache(
+    shape: LayerShape,
+    path: AttentionPath,
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    dtype: torch.dtype = torch.float32,
+) -> KvCache:
     return KvCache(
-        [LayerShape(kv_heads, size, size)],
+        [shape],
         num_blocks=num_blocks,
         block_size=block_size,
-        dtype=torch.float32,
+        dtype=dtype,
         device=CPU,
+        path=path,
     )
 
 
@@ -88,15 +106,24 @@ CASES = [
     (4, 2, 32, 6, 1.5, False),
     (4, 2, 32, None, None, True),
     (4, 2, 32, 5, 1.5, True),
+    (3, 3, 20, None, None, False),
+    (10, 2, 8, 7, None, True),
 ]
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "size", "window", "softcap", "sinks"), CASES)
 def test_ragged_steps_attend_as_the_textbook_says(
-    heads: int, kv_heads: int, size: int, window: int | None, softcap: float | None, sinks: bool
+    heads: int,
+    kv_heads: int,
+    size: int,
+    window: int | None,
+    softcap: float | None,
+    sinks: bool,
+    path: AttentionPath,
 ) -> None:
     torch.manual_seed(1)
-    cache = a_cache(kv_heads, size)
+    value_size = size - 3 if size == 20 else size
+    cache = a_cache(LayerShape(kv_heads, size, value_size), path)
     pages = list(range(64))
     random.Random(2).shuffle(pages)
     # per request: the ends of its chunks. Empty context, page borders (4), single tokens, mixes
@@ -108,7 +135,7 @@ def test_ragged_steps_attend_as_the_textbook_says(
     ]
     tables = [pages[8 * i : 8 * i + 8] for i in range(3)] + [list(range(60, 68))]
     tables[3] = sorted(pages[24:32])
-    history = [(torch.empty(kv_heads, 0, size), torch.empty(kv_heads, 0, size)) for _ in ends]
+    history = [(torch.empty(kv_heads, 0, size), torch.empty(kv_heads, 0, value_size)) for _ in ends]
     aux = torch.randn(heads) if sinks else None
     scaling = 0.3
     for step in range(6):
@@ -119,7 +146,8 @@ def test_ragged_steps_attend_as_the_textbook_says(
         batch = build_batch(rows, block_size=4, device=CPU)
         num = batch.input_ids.shape[1]
         query = torch.randn(1, heads, num, size)
-        key, value = torch.randn(1, kv_heads, num, size), torch.randn(1, kv_heads, num, size)
+        key = torch.randn(1, kv_heads, num, size)
+        value = torch.randn(1, kv_heads, num, value_size)
         with torch.inference_mode(), current_step(batch, cache):
             out, _ = paged_attention(
                 Layer(),
@@ -149,6 +177,96 @@ def test_ragged_steps_attend_as_the_textbook_says(
                 sinks=aux,
             )
             assert torch.allclose(out[0, here], expected, atol=2e-5)
+        assert not out[0, batch.slots.shape[0] :].any()
+
+
+LONG = [(900, 1), (257, 1), (256, 1), (40, 1), (0, 600), (300, 70), (513, 5), (16, 2)]
+"""Rows as (context, count): past one part of 256 keys, at its borders, decodes and chunks."""
+
+
+def attend(
+    path: AttentionPath,
+    rows: list[tuple[int, int]],
+    *,
+    shape: LayerShape,
+    heads: int,
+    dtype: torch.dtype = torch.float32,
+    terms: dict[str, Any],
+) -> list[Tensor]:
+    """What each row gets, (count, H, Dv), over a cache and queries that depend on it alone."""
+    tables, at = [], 0
+    for context, count in rows:
+        num_pages = -(-(context + count) // 16)
+        tables.append(list(range(at, at + num_pages))[::-1])
+        at += num_pages
+    cache = a_cache(shape, path, num_blocks=at, block_size=16, dtype=dtype)
+    batch = build_batch(
+        [a_row(c, n, table) for (c, n), table in zip(rows, tables, strict=True)],
+        block_size=16,
+        device=CPU,
+    )
+    num_padded = batch.input_ids.shape[1]
+    query = torch.zeros(1, num_padded, heads, shape.key_size, dtype=dtype)
+    key = torch.zeros(1, num_padded, shape.num_kv_heads, shape.key_size, dtype=dtype)
+    value = torch.zeros(1, num_padded, shape.num_kv_heads, shape.value_size, dtype=dtype)
+    for (context, count), table, first in zip(rows, tables, batch.first, strict=True):
+        random_ = torch.Generator().manual_seed(context + count)
+        of_all = [
+            torch.randn(context + count, n, size, generator=random_).to(dtype)
+            for n, size in (
+                (heads, shape.key_size),
+                (shape.num_kv_heads, shape.key_size),
+                (shape.num_kv_heads, shape.value_size),
+            )
+        ]
+        slots = torch.tensor([table[i // 16] * 16 + i % 16 for i in range(context)]).long()
+        cache.write(0, slots, of_all[1][:context], of_all[2][:context])
+        for into, of in zip((query, key, value), of_all, strict=True):
+            into[0, first : first + count] = of[context:]
+    with torch.inference_mode(), current_step(batch, cache):
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        out, _ = paged_attention(Layer(), query, key, value, None, **terms)
+    return [
+        out[0, first : first + count] for first, (_, count) in zip(batch.first, rows, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {},
+        {"sliding_window": 300},
+        {"sliding_window": 3, "softcap": 2.0},
+        {"s_aux": torch.linspace(-2, 3, 8)},
+    ],
+    ids=lambda terms: "-".join(terms) or "plain",
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_contexts_attend_as_torch_does(
+    path: AttentionPath, terms: dict[str, Any], dtype: torch.dtype
+) -> None:
+    shape = LayerShape(2, 64, 48)
+    out = attend(path, LONG, shape=shape, heads=8, dtype=dtype, terms=terms)
+    exact = attend(Gathered(), LONG, shape=shape, heads=8, terms=terms)
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    for own, right in zip(out, exact, strict=True):
+        assert torch.allclose(own.float(), right, atol=tolerance, rtol=tolerance)
+
+
+def test_the_compiled_kernel_gives_a_request_the_same_bits_in_any_company() -> None:
+    try:
+        path = choose_path(
+            "compiled", device=CPU, dtype=torch.float32, layers=[LayerShape(1, 8, 8)]
+        )
+    except BadInput as error:
+        pytest.skip(error.message)
+    shape = LayerShape(2, 64, 64)
+    together = attend(path, LONG, shape=shape, heads=6, terms={})
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        for row, among_others in zip(LONG, together, strict=True):
+            alone = attend(path, [row], shape=shape, heads=6, terms={})[0]
+            assert torch.equal(alone, among_others)
 
 
 def test_positions_and_slots_follow_the_block_table() -> None:

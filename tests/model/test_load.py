@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from sloserve.errors import BadInput
 from sloserve.model import linear
 from sloserve.model.allocator import malloc_environment
+from sloserve.model.gathered import Gathered
 from sloserve.model.hardware import used_bytes
 from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for
 from sloserve.model.load import load_runner
@@ -66,7 +67,11 @@ def test_phases_are_told(a_folder: Any, a_model_spec: Any) -> None:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert told[0] == ("loading weights", 0, size)
     assert told[1] == ("loading weights", size, size)
-    assert [name for name, _, _ in told[2:]] == ["testing the model", "allocating the KV cache"]
+    assert [name for name, _, _ in told[2:]] == [
+        "preparing attention",
+        "testing the model",
+        "allocating the KV cache",
+    ]
 
 
 @pytest.mark.parametrize("kind", ["falcon", "bloom", "mamba", "gptj"])
@@ -147,9 +152,9 @@ def test_a_rope_that_follows_the_longest_position_is_served_up_to_there_and_name
     plain.train(False)
     shapes = [layer.shape for layer in attention_layers(plain, max_model_len=64)]
     expected = reference(plain, max_model_len=64)
-    assert check(plain, shapes, expected, max_model_len=64) <= expected.tolerance
+    assert check(plain, shapes, expected, max_model_len=64, path=Gathered()) <= expected.tolerance
     with pytest.raises(Mismatch, match=kind["rope_type"]):
-        check(plain, shapes, expected, max_model_len=256)
+        check(plain, shapes, expected, max_model_len=256, path=Gathered())
 
 
 def test_no_memory_for_the_kv_cache_is_told_with_the_arithmetic(
@@ -203,6 +208,7 @@ def test_the_memory_of_the_cache_is_zero_and_taken_only_when_used() -> None:
         block_size=16,
         dtype=torch.bfloat16,
         device=torch.device("cpu"),
+        path=Gathered(),
     )
     size = 40_000 * 16 * bytes_per_token(cache.shapes, torch.bfloat16)
     assert size > 300_000_000
@@ -220,6 +226,7 @@ def test_memory_that_the_system_does_not_give_is_told() -> None:
             block_size=16,
             dtype=torch.float32,
             device=torch.device("cpu"),
+            path=Gathered(),
         )
 
 

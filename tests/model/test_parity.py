@@ -240,6 +240,26 @@ def test_a_prompt_seen_before_costs_its_last_block_and_says_the_same(
         assert num_ties(own, expected) == 0
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gpt-oss-sinks"])
+def test_a_greedy_answer_is_the_same_in_any_company(
+    family: str, the_world: Any, a_talk: Any, a_service: Any
+) -> None:
+    runner = the_world(family, a_config(family)).runner
+    source = random.Random(8)
+    asked = prompts(*(source.randrange(4, 60) for _ in range(12)))
+    alone = [
+        a_service(runner, num_blocks=8, max_batch_tokens=64).run(a_talk(prompt, num_output=12))[0]
+        for prompt in asked
+    ]
+    ties = 0
+    for num_blocks, max_batch_tokens in ((30, 19), (60, 256)):
+        talks = [a_talk(prompt, num_output=12, joins=source.randrange(6)) for prompt in asked]
+        service = a_service(runner, num_blocks=num_blocks, max_batch_tokens=max_batch_tokens)
+        for i, (own, by_itself) in enumerate(zip(service.run(*talks), alone, strict=True)):
+            ties += num_ties(own, by_itself, where=f"request {i}")
+    assert ties <= 1, f"{ties} of {2 * len(asked)} answers part at a tie"
+
+
 @pytest.mark.parametrize("family", EXPERTS)
 def test_padding_disturbs_no_token_on_its_way_to_the_experts(family: str, the_world: Any) -> None:
     world = the_world(family, a_config(family))

@@ -1,6 +1,7 @@
 """Measuring a runner: a simulated one gives its own coefficients back."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,29 +159,33 @@ def test_both_grids_hold_every_kind_of_batch(grid: Grid) -> None:
     assert len(set(found)) == len(found)
 
 
-def test_a_profile_is_found_again_by_hardware_model_dtype_and_threads(
+def test_a_profile_is_found_again_by_hardware_model_dtype_attention_and_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLOSERVE_CACHE", str(tmp_path))
-    key = {"hardware": "a CPU", "model": "hf://org/name", "dtype": "float32"}
+    facts, model = replace(FACTS, attention="torch"), "hf://org/name"
     runner = Recording()
     profile = measure(runner, model="hf://org/name", threads=2, clock=runner.clock.now_s)
-    assert cached_profile(**key, threads=2) is None
-    path = cache_path(**key, threads=2)
+    assert cached_profile(facts, model=model, threads=2) is None
+    path = cache_path(facts, model=model, threads=2)
     assert path.parent == tmp_path / "profiles"
     save_profile(profile, path)
-    assert cached_profile(**key, threads=2) == profile == load_profile(path)
-    assert cached_profile(**key, threads=1) is None
-    assert cached_profile(**{**key, "hardware": "another CPU"}, threads=2) is None
-    assert cached_profile(**{**key, "dtype": "bfloat16"}, threads=2) is None
-    assert cached_profile(**{**key, "model": "hf://org/other"}, threads=2) is None
+    assert cached_profile(facts, model=model, threads=2) == profile == load_profile(path)
+    assert cached_profile(facts, model=model, threads=1) is None
+    assert cached_profile(facts, model="hf://org/other", threads=2) is None
+    for other in (
+        replace(facts, hardware="another CPU"),
+        replace(facts, dtype="bfloat16"),
+        replace(facts, attention="compiled"),
+    ):
+        assert cached_profile(other, model=model, threads=2) is None
 
 
 def test_a_broken_file_in_the_cache_is_as_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLOSERVE_CACHE", str(tmp_path))
-    path = cache_path(hardware="h", model="builtin://tiny", dtype="float32", threads=1)
+    path = cache_path(FACTS, model="builtin://tiny", threads=1)
     path.parent.mkdir(parents=True)
     path.write_text("{")
-    assert cached_profile(hardware="h", model="builtin://tiny", dtype="float32", threads=1) is None
+    assert cached_profile(FACTS, model="builtin://tiny", threads=1) is None

@@ -57,11 +57,21 @@ def test_what_is_not_followed_is_logged_by_name(
     a_network: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        default_sampling(a_network(suppress_tokens=[3], no_repeat_ngram_size=2))
+        default_sampling(a_network(bad_words_ids=[[3]], no_repeat_ngram_size=2))
         default_sampling(a_network(max_new_tokens=9, pad_token_id=0))
     assert [record.getMessage() for record in caplog.records] == [
-        "generation_config.json: not followed here: no_repeat_ngram_size, suppress_tokens"
+        "generation_config.json: not followed here: bad_words_ids, no_repeat_ngram_size"
     ]
+
+
+def test_stop_strings_and_suppressed_tokens_become_defaults(a_network: Any) -> None:
+    network = a_network(
+        stop_strings=["<end>", ""], suppress_tokens=[3, 1, 3, -1, 99], begin_suppress_tokens=[2]
+    )
+    assert default_sampling(network) == SamplingParams(
+        stop=("<end>",), suppress=(1, 3), suppress_first=(2,)
+    )
+    assert default_sampling(a_network(stop_strings="x")).stop == ("x",)
 
 
 def test_ends_are_those_of_the_generation_config_before_the_configs(a_network: Any) -> None:

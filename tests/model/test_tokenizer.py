@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
+from sloserve.engine.detokenize import Detokenizer
 from sloserve.engine.tokenizer import Tokenizer
 from sloserve.errors import BadInput
 from sloserve.model.sources import resolve_source
@@ -54,6 +55,18 @@ def test_it_is_a_tokenizer_as_the_loop_wants_it(tokenizer: HfTokenizer) -> None:
 def test_any_text_comes_back(tokenizer: HfTokenizer, text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
     assert tokenizer.decode(tokenizer.encode(text), skip_special=False) == text
+
+
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, 4095), max_size=30))
+def test_tokens_taken_one_by_one_make_the_text_that_they_decode_to(
+    tokenizer: HfTokenizer, spaced: HfTokenizer, ids: list[int]
+) -> None:
+    assert (tokenizer.context_free, spaced.context_free) == (True, False)
+    for skip in (True, False):
+        detokenizer = Detokenizer(tokenizer, skip_special=skip)
+        text = "".join(detokenizer.push(token_id) for token_id in ids) + detokenizer.flush()
+        assert text == tokenizer.decode(ids, skip_special=skip)
 
 
 def test_half_a_character_shows_as_a_replacement(tokenizer: HfTokenizer) -> None:

@@ -1,5 +1,6 @@
 """Whatever comes in whatever order: blocks are conserved and the books agree."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,7 +12,7 @@ from sloserve.perf import StepModel
 from sloserve.perf.correction import OnlineCorrection
 from sloserve.planner import Limits, Plan, Probe, Snapshot, Verdict
 from sloserve.planner.lengths import LengthLaw
-from sloserve.scheduler import Batch, Outcome, Request, Scheduler
+from sloserve.scheduler import Batch, Outcome, Proposal, Request, Scheduler, Speculating
 from sloserve.slo import OnInfeasible, Promise, Stage
 from sloserve.wire import Frontier
 
@@ -39,12 +40,30 @@ class Whim:
         return self
 
 
-class Books(RuleBasedStateMachine):
-    """A scheduler under random arrivals, plans (foreseen or not), outcomes, cancels, failures."""
+class Guesses:
+    """A drafter that proposes the tokens that are told next."""
 
-    @initialize(caching=st.booleans())
-    def start(self, caching: bool) -> None:
+    serial = False
+
+    def propose(self, request_id: int, tokens: Sequence[int], *, most: int) -> Proposal:
+        return Proposal(most, [0] * most, 1 + len(tokens) % 2)
+
+    def forget(self, request_id: int) -> None:
+        pass
+
+
+class Books(RuleBasedStateMachine):
+    """
+    A scheduler under random arrivals, plans (foreseen or not), drafts, outcomes, cancels, failures.
+    """
+
+    @initialize(caching=st.booleans(), drafts=st.sampled_from([None, 0, 1, 5, -1]))
+    def start(self, caching: bool, drafts: int | None) -> None:
         self.policy = Whim()
+        speculating = None
+        if drafts is not None:  # -1: as the planner decides
+            fixed = None if drafts < 0 else drafts
+            speculating = Speculating(Guesses(), max_draft_tokens=6, fixed=fixed)
         self.scheduler = Scheduler(
             self.policy,
             MODEL,
@@ -53,6 +72,7 @@ class Books(RuleBasedStateMachine):
             new_law=LengthLaw,
             max_waiting=6,
             prefix_caching=caching,
+            speculating=speculating,
         )
         self.now_s = 0.0
         self.ids = 0
@@ -124,18 +144,31 @@ class Books(RuleBasedStateMachine):
                 held = len(row.request.blocks) * LIMITS.block_size
                 assert row.start + row.count <= min(held, len(row.request.tokens))
                 assert row.sample == (row.start + row.count == len(row.request.tokens))
+                assert row.num_drafts == 0 or row.decodes
+                assert row.start + row.count + row.num_drafts <= held
+                num_left = row.request.max_output - row.request.num_output
+                assert row.num_drafts < max(1, num_left)
+            assert self.batch.num_tokens <= max(
+                LIMITS.max_batch_tokens, sum(row.count for row in self.batch.rows)
+            )
 
     @precondition(lambda self: self.batch is not None)
-    @rule(early=st.booleans(), took_s=st.sampled_from([0.001, 0.05]))
-    def commit(self, early: bool, took_s: float) -> None:
+    @rule(early=st.booleans(), took_s=st.sampled_from([0.001, 0.05]), right=st.integers(0, 5))
+    def commit(self, early: bool, took_s: float, right: int) -> None:
         assert self.batch is not None
-        outcomes = {
-            row.request.id: Outcome(
-                token_id=0, finished=early or row.request.num_output + 1 == row.request.max_output
-            )
-            for row in self.batch.rows
-            if row.sample
-        }
+        outcomes = {}
+        for row in self.batch.rows:
+            if row.sample:
+                num_accepted = min(right, row.num_drafts)
+                num_emitted = max(0, num_accepted - early) + 1  # an end may cut off the last
+                outcomes[row.request.id] = Outcome(
+                    token_id=row.request.id % 2,
+                    finished=early
+                    or row.request.num_output + num_emitted == row.request.max_output,
+                    earlier=(Outcome(token_id=0),) * (num_emitted - 1),
+                    num_drafted=row.num_drafts,
+                    num_accepted=num_accepted,
+                )
         self.now_s += took_s
         self.scheduler.commit(self.batch, outcomes, self.now_s - took_s, self.now_s)
         self.batch = None

@@ -113,6 +113,21 @@ class Overcommitted:
         return self
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_drafts_break_no_promise_and_the_right_ones_keep_more(
+    mix: Trace, settings: SimSettings, simulated: Simulated, overlap: bool
+) -> None:
+    kept = {}
+    for acceptance in (None, 0.0, 0.8):
+        drafted = replace(settings, num_blocks=1500, acceptance=acceptance, overlap=overlap)
+        assert drafted.strict
+        row = simulated(mix, drafted).all  # raises PromiseBroken otherwise
+        assert row.attained == row.decisions.get("admitted", 0) + row.decisions.get("deferred", 0)
+        kept[acceptance] = row.attained
+    assert kept[0.8] >= kept[None]
+    assert kept[0.0] >= 0.98 * kept[None]
+
+
 def test_the_assertion_inside_a_strict_run_catches_a_policy_that_promises_too_much(
     mix: Trace, settings: SimSettings, classes: dict[str, SloClass]
 ) -> None:

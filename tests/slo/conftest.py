@@ -22,6 +22,7 @@ COMPLETE: Manifest = {
             "cache": {"claimName": "models"},
             "loadTimeout": "30m",
             "chatTemplate": "{{ messages }}",
+            "toolParser": "hermes",
             "lora": [{"name": "polite", "source": "hf://org/polite"}],
         },
         "engine": {

@@ -59,8 +59,9 @@ def test_every_field_of_model_and_engine_is_a_flag() -> None:
 def test_each_flag_reaches_a_field_of_the_spec(flag: Any) -> None:
     given = {"--model": "builtin://sim?profile=h200", "--kv-memory-fraction": "0.5",
              "--kv-size": "1Mi", "--device": "cuda", "--dtype": "float16",
-             "--load-timeout": "5m", "--speculation": "Never",
-             "--drafter": "hf://org/small"}.get(flag.flag, "17")  # fmt: skip
+             "--load-timeout": "5m", "--tool-parser": "llama3", "--speculation": "Never",
+             "--drafter": "hf://org/small",
+             "--attention": "torch"}.get(flag.flag, "17")  # fmt: skip
     words = [flag.flag, given] if flag.kind != "switch" else [f"--no-{flag.flag[2:]}"]
     base = service("--model", "builtin://tiny")
     assert service(*words, over=base) != base

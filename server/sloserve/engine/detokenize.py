@@ -14,10 +14,11 @@ class Detokenizer:
     """
     Decodes a window: the tokens since the last clean end, and those before it since the end
     before (they decide about a leading space). A clean end is where the text does not end in
-    U+FFFD. Takes one `decode` of about two tokens a token, however long the answer.
+    U+FFFD. Takes one `decode` of about two tokens a token, however long the answer; none for a
+    token of whole characters after a clean end, where tokens are context free.
     """
 
-    __slots__ = ("_ids", "_lengths", "_num_shown", "_skip_special", "_start", "_tokenizer")
+    __slots__ = ("_ids", "_num_shown", "_skip_special", "_start", "_texts", "_tokenizer")
 
     def __init__(
         self,
@@ -25,15 +26,14 @@ class Detokenizer:
         *,
         before: Sequence[int] = (),
         skip_special: bool = True,
-        lengths: dict[tuple[int, bool], int] | None = None,
+        texts: dict[tuple[int, bool], str] | None = None,
     ) -> None:
         """
-        `before`: the latest tokens before the first one (the prompt's end). `lengths`: the
-        characters of single tokens by (id, skip_special), to be shared by all with this
-        tokenizer.
+        `before`: the latest tokens before the first one (the prompt's end). `texts`: those of
+        single tokens by (id, skip_special), to be shared by all with this tokenizer.
         """
         self._tokenizer = tokenizer
-        self._lengths = {} if lengths is None else lengths
+        self._texts = {} if texts is None else texts
         self._skip_special = skip_special
         self._ids = list(before)  # the window
         text = self._decode(self._ids)
@@ -45,6 +45,12 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes; empty while a character is unfinished."""
         ids = self._ids
+        if self._tokenizer.context_free and len(ids) == self._start:
+            text = self._text(token_id)
+            if REPLACEMENT not in text:
+                ids[:] = (token_id,)
+                self._start, self._num_shown = 1, len(text)
+                return text
         ids.append(token_id)
         text = self._tokenizer.decode(ids, skip_special=self._skip_special)
         if text.endswith(REPLACEMENT) and len(ids) - self._start <= MAX_HELD_TOKENS:
@@ -66,13 +72,16 @@ class Detokenizer:
 
     def _length(self) -> int:
         """Characters of the window's text."""
-        if len(self._ids) != 1:
-            return len(self._decode(self._ids))
-        key = (self._ids[0], self._skip_special)
-        length = self._lengths.get(key)
-        if length is None:
-            length = self._lengths[key] = len(self._decode(self._ids))
-        return length
+        ids = self._ids
+        return len(self._text(ids[0]) if len(ids) == 1 else self._decode(ids))
+
+    def _text(self, token_id: int) -> str:
+        """One token by itself."""
+        key = (token_id, self._skip_special)
+        text = self._texts.get(key)
+        if text is None:
+            text = self._texts[key] = self._decode([token_id])
+        return text
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special=self._skip_special)

@@ -10,6 +10,7 @@ from sloserve.engine.clock import Clock
 from sloserve.engine.events import Broken, Decided, Event, Generate
 from sloserve.engine.generation import Generation
 from sloserve.engine.runner import ModelFacts, Runner, Sampled, StepRow
+from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.stepper import Flight, Stepper
 from sloserve.engine.timeline import StepRecord, Timeline
 from sloserve.engine.tokenizer import Tokenizer
@@ -20,7 +21,15 @@ from sloserve.slo import Decision, SloClass
 
 log = logging.getLogger(__name__)
 
+
+class GrammarFailed(Exception):
+    """A grammar grew past its limits in the middle of an answer."""
+
+
 Emit = Callable[[list[tuple[str, Event]]], None]
+
+COOL = 0.5
+"""Up to this temperature answers stay close to the greedy one."""
 
 GAP_FADES = 0.9
 """A long pause between two steps is expected again, a little less with every step."""
@@ -73,7 +82,7 @@ class Engine:
         """Steps that broke since the last one that did not."""
         self._generations: dict[int, Generation] = {}
         self._id_of: dict[str, int] = {}
-        self._text_lengths: dict[tuple[int, bool], int] = {}
+        self._texts: dict[tuple[int, bool], str] = {}  # of single tokens
         self._ids = itertools.count(1)
         self._outbox: list[tuple[str, Event]] = []
         self._last_end_s: float | None = None  # end of the last step; None after idling
@@ -114,6 +123,7 @@ class Engine:
             max_output=sampling.max_tokens,
             last_hop=generate.last_hop,
             cache_salt=generate.cache_salt,
+            draft_group=f"{generate.promise.slo_class} {_fate(sampling)}",
             reuse_prefix=sampling.prompt_logprobs is None,  # those need every position computed
             streamed=generate.streamed,
         )
@@ -122,8 +132,10 @@ class Engine:
             request,
             facts=self.facts,
             tokenizer=self.tokenizer,
-            lengths=self._text_lengths,
+            texts=self._texts,
         )
+        if sampling.grammar is not None:
+            request.num_fitting = generation.num_fitting
         self.scheduler.add(request, self.clock.now_s())
         self._generations[request.id] = generation
         self._id_of[generate.key] = request.id
@@ -204,7 +216,9 @@ class Engine:
             self._step_broke(batch, error)
             return
         self.scheduler.commit(batch, outcomes, turn.start_s, end_s)
-        self._record(turn, end_s)
+        num_accepted = sum([outcome.num_accepted for outcome in outcomes.values()])
+        mask_s = sum([one.mask_s for one in sampled])
+        self._record(turn, end_s, num_accepted=num_accepted, mask_s=mask_s)
         self._last_end_s = self.progress_s = end_s
         self.num_failures_in_a_row = 0
         for request_id, outcome in outcomes.items():
@@ -256,7 +270,7 @@ class Engine:
         rows = []
         for row in batch.rows:  # positional, like all that is made per token: half the time
             request = row.request
-            sampling = generations[request.id].sampling
+            generation = generations[request.id]
             rows.append(
                 StepRow(
                     request.id,
@@ -266,7 +280,10 @@ class Engine:
                     row.count,
                     request.blocks,
                     row.sample,
-                    sampling,
+                    generation.sampling,
+                    generation.matcher,
+                    row.num_drafts,
+                    row.drafts,
                 )
             )
         return rows
@@ -275,6 +292,7 @@ class Engine:
         """Tokens become chunks in the outbox, and outcomes for the scheduler."""
         outcomes = {}
         chunks: list[tuple[str, Event]] = []
+        failed: list[tuple[int, str]] = []
         generations = self._generations
         for row, one in zip(batch.rows, sampled, strict=True):
             request_id = row.request.id
@@ -284,12 +302,19 @@ class Engine:
             if one.prompt:
                 generation.hold_prompt(one)
             if row.sample:
-                chunk, outcomes[request_id] = generation.accept(one, at_s=end_s)
-                chunks.append((generation.key, chunk))
+                new, outcomes[request_id] = generation.accept(one, at_s=end_s)
+                if generation.failure:
+                    failed.append((request_id, generation.failure))
+                else:
+                    key = generation.key
+                    chunks += [(key, chunk) for chunk in new]
         self._outbox += chunks
+        for request_id, why in failed:
+            del outcomes[request_id]
+            self._break(request_id, GrammarFailed(why))
         return outcomes
 
-    def _record(self, turn: _Turn, end_s: float) -> None:
+    def _record(self, turn: _Turn, end_s: float, *, num_accepted: int, mask_s: float) -> None:
         batch = turn.batch
         self.timeline.add(
             StepRecord(
@@ -301,12 +326,15 @@ class Engine:
                 period_s=end_s - turn.start_s,
                 num_rows=len(batch.rows),
                 num_decodes=batch.num_decodes,
-                num_prefill_tokens=batch.num_tokens - batch.num_decodes,
+                num_prefill_tokens=batch.num_prefill_tokens,
                 num_best_effort_tokens=batch.num_best_effort_tokens,
                 context=batch.context,
                 pairs=batch.pairs,
                 num_waiting=self.scheduler.num_waiting,
                 free_blocks=self.scheduler.blocks.num_free,
+                num_draft_tokens=batch.num_draft_tokens,
+                num_accepted_drafts=num_accepted,
+                mask_s=mask_s,
             )
         )
 
@@ -353,5 +381,15 @@ class Engine:
             self.emit(events)
 
 
+def _fate(sampling: SamplingParams) -> str:
+    """How far a choice of tokens strays from the likeliest, and what binds it: so drafts fare."""
+    bound = "" if sampling.grammar is None else " in shape"
+    if sampling.temperature < 1e-5 or sampling.top_k == 1:
+        return "greedy" + bound
+    return ("cool" if sampling.temperature <= COOL else "warm") + bound
+
+
 def _broken(error: BaseException) -> Broken:
+    if isinstance(error, GrammarFailed):
+        return Broken(Reason.NONE, f"the answer's grammar can't be followed any further: {error}")
     return Broken(Reason.NONE, f"the engine failed: {type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sloserve.engine.sampling import SamplingParams
+from sloserve.grammar.matcher import Matcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class ModelFacts:
     dtype: str
     device: str
     hardware: str  # a line a person recognises: CPU or GPU name and thread count
+    attention: str = ""  # which kernels; step times follow from it as from the dtype
     steps_aside: bool = False  # a step leaves processor and interpreter to others nearly all along
 
 
@@ -33,6 +35,13 @@ class StepRow:
     `tokens` is the request's whole list (prompt and output), shared and not to be changed; the
     keys and values of position p go to block_table[p // block_size]. `sample` says that the
     last computed position is the last known token, so a new token is drawn.
+
+    With `num_drafts` (only where one token is computed and `sample`) the tokens after it are
+    guessed: `drafts`, or () when the runner writes them itself. They are computed as well, at the
+    positions that follow, and each is kept if it is what would have been drawn there.
+
+    `matcher`: what is drawn must be what the grammar allows there, after the drafts before it; the
+    runner asks for its masks and leaves it where it is.
     """
 
     request_id: int
@@ -43,6 +52,9 @@ class StepRow:
     block_table: Sequence[int]
     sample: bool
     sampling: SamplingParams
+    matcher: Matcher | None = None
+    num_drafts: int = 0
+    drafts: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +71,17 @@ class Sampled:
     """
     A row's outcome; `prompt` holds logprobs of the chunk's prompt tokens when asked for. A value,
     not frozen for the same reason as `StepRow`.
+
+    `accepted` holds the drafts that were kept, of `num_drafted` that were tried; `token_id` comes
+    after them and is always the model's own.
     """
 
     token_id: int | None = None  # None: the prefill goes on
     logprobs: Logprobs | None = None
     prompt: tuple[Logprobs, ...] = ()
+    accepted: Sequence["Sampled"] = ()
+    num_drafted: int = 0
+    mask_s: float = 0.0  # what computing the grammar's masks took
 
 
 class Runner(Protocol):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from sloserve.grammar.matcher import Grammar
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -30,3 +32,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     include_stop: bool = False
     skip_special_tokens: bool = True
+    suppress: tuple[int, ...] = ()  # token ids that are never drawn
+    suppress_first: tuple[int, ...] = ()  # nor as the first token
+    grammar: Grammar | None = None
+    grammar_after: str | None = None  # free until this marker is complete, as `</think>`

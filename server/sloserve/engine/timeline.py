@@ -22,6 +22,9 @@ class StepRecord:
     pairs: float  # attention pairs of the prefill chunks, as the step model counts them
     num_waiting: int
     free_blocks: int
+    num_draft_tokens: int = 0  # verified beside the decodes
+    num_accepted_drafts: int = 0
+    mask_s: float = 0.0  # of `actual_s`: computing the masks of grammars
 
 
 class Timeline:

@@ -10,6 +10,9 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     special_ids: frozenset[int]
+    context_free: bool
+    """Whether a text is its tokens' bytes one after the other, whatever stands beside each."""
+    template: str  # the chat template's text, every one of them if there are several
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`."""
@@ -27,6 +30,10 @@ class Tokenizer(Protocol):
         """Token ids of a conversation, with the prompt for the assistant's turn added."""
         ...
 
+    def definition(self) -> str | tuple[bytes, ...]:
+        """The vocabulary, for grammars: a tokenizer.json, or one text per token."""
+        ...
+
 
 class ByteTokenizer:
     """
@@ -36,6 +43,8 @@ class ByteTokenizer:
     """
 
     specials = ("<|end|>", "<think>", "</think>")
+    context_free = True
+    template = ""
 
     def __init__(self) -> None:
         self.vocab_size = 256 + len(self.specials)
@@ -73,3 +82,7 @@ class ByteTokenizer:
         """The messages as lines, and "assistant: " at the end."""
         lines = [f"{message['role']}: {message.get('content') or ''}\n" for message in messages]
         return self.encode("".join(lines) + "assistant: ")
+
+    def definition(self) -> tuple[bytes, ...]:
+        """The bytes, then the special tokens."""
+        return (*(bytes([i]) for i in range(256)), *(text.encode() for text in self.specials))

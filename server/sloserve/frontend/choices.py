@@ -1,11 +1,12 @@
 """From chunks to OpenAI's choices: events while they come, or one answer at the end."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sloserve.engine.events import Broken, Chunk
 from sloserve.engine.runner import Logprobs
 from sloserve.engine.tokenizer import Tokenizer
 from sloserve.frontend.sequences import Job, broken
+from sloserve.frontend.speech import Manner, Speech
 from sloserve.http import sse
 from sloserve.http.answers import Answers, Choice, TokenLogprob, Usage, encode
 from sloserve.http.bodies import ChatBody, CompletionBody
@@ -25,6 +26,7 @@ class _Part:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     echoed: bool = False
+    speech: Speech | None = None  # None: all of it is text
 
 
 class Choices:
@@ -36,12 +38,13 @@ class Choices:
 
     def __init__(
         self, body: ChatBody | CompletionBody, jobs: list[Job], tokenizer: Tokenizer,
-        *, request_id: str, model: str, annotate: bool,
+        *, request_id: str, model: str, annotate: bool, manner: Manner,
     ) -> None:  # fmt: skip
         self.request_id = request_id
         self._answers = Answers(request_id=request_id, model=model, chat=isinstance(body, ChatBody))
         self._tokenizer = tokenizer
-        self._parts = [_Part() for _ in jobs]
+        self._splits = manner.thinking is not None
+        self._parts = [_Part(speech=None if manner.plain else Speech(manner)) for _ in jobs]
         self._annotate = annotate
         self._echo = isinstance(body, CompletionBody) and bool(body.echo)
         self._only_echo = isinstance(body, CompletionBody) and body.max_output == 0
@@ -78,12 +81,16 @@ class Choices:
         choice = self._take(job, chunk)
         if not choice.text and not num_new and not choice.finish_reason:
             return b""
+        first, *more = self._spoken(choice, num_new=num_new)
         usage = self.usage() if self._usage_always else None
-        data = self._answers.chunk(choice, usage=usage, usage_field=self._usage_last)
+        data = self._answers.chunk(first, usage=usage, usage_field=self._usage_last)
         if self._annotate:
             out = sse.annotated(data, num_tokens=num_new, stage=chunk.stage)
         else:
             out = sse.event(data)
+        for part in more:  # of the same tokens
+            data = self._answers.chunk(part, usage=usage, usage_field=self._usage_last)
+            out += sse.event(data)
         if self.all_done:
             if self._usage_last:
                 out += sse.event(self._answers.usage(self.usage()))
@@ -100,7 +107,10 @@ class Choices:
     def collect(self, job: Job, chunk: Chunk) -> None:
         """Keep a chunk for `whole`."""
         part = self._parts[job.index]
+        num_new = chunk.num_output - part.num_output
         choice = self._take(job, chunk)
+        if part.speech is not None:
+            self._spoken(choice, num_new=num_new)
         part.text += choice.text
         part.logprobs.extend(choice.logprobs or ())
 
@@ -113,6 +123,7 @@ class Choices:
                 finish_reason=part.finish_reason,
                 stop_reason=part.stop_reason,
                 logprobs=tuple(part.logprobs) if self._logprobs else None,
+                said=None if part.speech is None else part.speech.message(),
             )
             for i, part in enumerate(self._parts)
         ]
@@ -126,7 +137,30 @@ class Choices:
             num_prompt=self.num_prompt,
             num_output=sum(part.num_output for part in self._parts),
             num_cached=sum(part.num_cached for part in firsts),
+            num_thinking=self._num_thinking() if self._splits else None,
         )
+
+    def _num_thinking(self) -> int:
+        return sum(p.speech.num_thinking_tokens for p in self._parts if p.speech is not None)
+
+    def _spoken(self, choice: Choice, *, num_new: int) -> list[Choice]:
+        """The choice as it is told: one part, or one for each thing that it says."""
+        part = self._parts[choice.index]
+        speech = part.speech
+        if speech is None:
+            return [choice]
+        if speech.settled:
+            speech.keep(choice.text)
+            return [choice]
+        deltas = speech.push(choice.text, num_new=num_new)
+        if choice.finish_reason is not None:
+            deltas += speech.finish()
+            if choice.finish_reason == "stop" and speech.called:
+                part.finish_reason = "tool_calls"
+        told = [replace(choice, said=said, finish_reason=None) for said in deltas or [{}]]
+        told[1:] = [replace(one, logprobs=None) for one in told[1:]]
+        told[-1] = replace(told[-1], finish_reason=part.finish_reason)
+        return told
 
     def _take(self, job: Job, chunk: Chunk) -> Choice:
         """The new part that a chunk brings to its choice."""

@@ -12,7 +12,7 @@ from sloserve.http import report
 from sloserve.http.classes import declare_classes
 from sloserve.http.exporter import Exporter
 from sloserve.metrics import REPLICA, VLLM, Kind
-from sloserve.scheduler import Scheduler
+from sloserve.scheduler import Counters, Scheduler
 from sloserve.slo.service import ServiceSpec
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Figures:
             for kind, count in _tokens(step):
                 if count:
                     to.observe("sloserve_step_tokens", kind, value=count)
-            num_tokens = step.num_decodes + step.num_prefill_tokens
+            num_tokens = step.num_decodes + step.num_prefill_tokens + step.num_draft_tokens
             to.observe("vllm:iteration_tokens_total", model, ENGINE, value=num_tokens)
 
         if new:
@@ -141,11 +141,13 @@ class Figures:
         for name, value in totals.items():
             to.total(name, *labels, value=value)
         to.set("sloserve_step_correction_ratio", value=scheduler.correction.ratio)
-        self._drafts(labels)
+        self._drafts(counters, labels)
 
-    def _drafts(self, labels: tuple[str, str]) -> None:
+    def _drafts(self, counters: Counters, labels: tuple[str, str]) -> None:
         to, drafts = self._to, "sloserve_draft_tokens_total"
-        accepted, rejected = to.value(drafts, "accepted"), to.value(drafts, "rejected")
+        accepted, rejected = counters.accepted_drafts, counters.rejected_drafts
+        to.total(drafts, "accepted", value=accepted)
+        to.total(drafts, "rejected", value=rejected)
         to.total("vllm:spec_decode_num_accepted_tokens_total", *labels, value=accepted)
         to.total("vllm:spec_decode_num_draft_tokens_total", *labels, value=accepted + rejected)
 
@@ -163,5 +165,6 @@ def _tokens(step: StepRecord) -> tuple[tuple[str, int], ...]:
     return (
         ("prefill", step.num_prefill_tokens),
         ("decode", step.num_decodes),
+        ("draft", step.num_draft_tokens),
         ("best_effort", step.num_best_effort_tokens),
     )

@@ -12,10 +12,18 @@ from sloserve.frontend.ask import Ask, read_ask, request_id
 from sloserve.frontend.choices import Choices
 from sloserve.frontend.figures import refused
 from sloserve.frontend.latencies import Latencies
-from sloserve.frontend.prompts import Prompt, chat_prompt, completion_prompts, sampling_of
+from sloserve.frontend.prompts import (
+    Prompt,
+    Wish,
+    chat_prompt,
+    completion_prompts,
+    sampling_of,
+    template_options,
+)
 from sloserve.frontend.replica import Replica, Served
 from sloserve.frontend.sequences import Job, Sequences
 from sloserve.frontend.wayout import WayOut
+from sloserve.frontend.wishes import check_shape, wish_of
 from sloserve.http.bodies import ChatBody, CompletionBody, parse, turns
 from sloserve.http.errors import refusal
 from sloserve.http.exporter import Exporter
@@ -86,14 +94,16 @@ class Generations:
         replica.check_model(body.model)
         ask = read_ask(replica.spec, request.headers, id_=id_, now_s=arrived_s)
         served = replica.served
+        calling = check_shape(body, served)
         if isinstance(body, ChatBody):
-            options = body.chat_template_kwargs or {}
+            options = template_options(body)
             prompts = [await chat_prompt(turns(body.messages), options, served.tokenizer)]
         else:
             prompts = await completion_prompts(body, served)
         longest = max(len(prompt.tokens) for prompt in prompts)
         promise = ask.offer.promise(lambda: served.step_model.prefill_s(longest))
-        jobs = _jobs(body, prompts, served, ask=ask, promise=promise)
+        wish = await wish_of(body, prompts, served, calling=calling, promise=promise)
+        jobs = _jobs(body, prompts, served, ask=ask, promise=promise, wish=wish)
         latencies = Latencies(
             self.exporter,
             model=replica.spec.model.served_name,
@@ -109,6 +119,7 @@ class Generations:
             request_id=id_,
             model=replica.spec.model.served_name,
             annotate=ask.annotate,
+            manner=wish.manner,
         )
         return Answering(
             replica,
@@ -148,6 +159,7 @@ def _jobs(
     *,
     ask: Ask,
     promise: Promise,
+    wish: Wish,
 ) -> list[Job]:
     """One job per answer: all answers to the first prompt, then to the second, ..."""
     total = sum(len(prompt.tokens) for prompt in prompts) * body.num_choices
@@ -162,10 +174,11 @@ def _jobs(
             generate = Generate(
                 key=f"{key}-{len(jobs)}",
                 prompt=prompt.tokens,
-                sampling=sampling_of(body, prompt, served, choice=choice),
+                sampling=sampling_of(body, prompt, served, choice=choice, wish=wish),
                 promise=promise,
                 arrival_s=ask.arrival_s,
                 last_hop=ask.last_hop,
+                cache_salt=body.cache_salt or "",
                 streamed=bool(body.stream),
                 request_id=ask.request_id,
             )

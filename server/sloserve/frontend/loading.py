@@ -6,18 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sloserve.engine.clock import RealClock
+from sloserve.engine.ngram import NgramDrafter
 from sloserve.engine.runner import ModelFacts, Runner
 from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.sim import SimRunner, sim_facts
 from sloserve.engine.tokenizer import ByteTokenizer, Tokenizer
+from sloserve.frontend.grammars import Grammars, make_grammars
 from sloserve.perf import OnlineCorrection, Profile, load_profile, save_profile
 from sloserve.perf.fit import MAX_MAPE, MAX_P95, BadFit
 from sloserve.planner import Limits
 from sloserve.planner.lengths import LengthLaw
 from sloserve.planner.policies import make_policy
-from sloserve.scheduler import Scheduler
+from sloserve.scheduler import RunnerDrafts, Scheduler, Speculating
 from sloserve.slo.service import ServiceSpec
 from sloserve.slo.sources import ModelSource, SourceKind, parse_source
+from sloserve.tools.formats import FORMATS, ToolFormat, format_of
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +41,17 @@ class Loaded:
     tokenizer: Tokenizer
     profile: Profile
     defaults: SamplingParams
+    grammars: Grammars
 
     @property
     def facts(self) -> ModelFacts:
         """What the loop must know of the model."""
         return self.runner.facts
+
+
+def tool_format(named: str | None, tokenizer: Tokenizer) -> ToolFormat | None:
+    """How the model writes calls: as the flag says, or as its chat template teaches it."""
+    return FORMATS[named] if named is not None else format_of(tokenizer.template)
 
 
 def is_simulated(spec: ServiceSpec) -> bool:
@@ -75,7 +84,9 @@ def _simulated(spec: ServiceSpec, source: ModelSource, given: str | None) -> Loa
         steps_aside=True,
     )
     runner = SimRunner(truth.step, facts, RealClock())
-    return Loaded(runner, ByteTokenizer(), believed, SamplingParams())
+    tokenizer = ByteTokenizer()
+    grammars = make_grammars(tokenizer, facts)
+    return Loaded(runner, tokenizer, believed, SamplingParams(), grammars)
 
 
 def _with_torch(
@@ -92,9 +103,18 @@ def _with_torch(
         spec.model.revision,
         on_bytes=lambda done, total: on_phase(fetching, done, total),
     )
-    runner, tokenizer = load_model(path, model=spec.model, engine=spec.engine, on_phase=on_phase)
+    drafter = None
+    if draft_source := draft_model(spec):
+        fetching_drafter = "fetching the draft model"
+        drafter = resolve_source(
+            draft_source, on_bytes=lambda done, total: on_phase(fetching_drafter, done, total)
+        )
+    runner, tokenizer = load_model(
+        path, model=spec.model, engine=spec.engine, on_phase=on_phase, drafter=drafter
+    )
     profile = stored or _measured(spec, runner, on_phase)
-    return Loaded(runner, tokenizer, profile, runner.defaults)
+    grammars = make_grammars(tokenizer, runner.facts)
+    return Loaded(runner, tokenizer, profile, runner.defaults, grammars)
 
 
 def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
@@ -110,9 +130,9 @@ def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
     facts = runner.facts
     threads = (spec.engine.threads or num_cores()) if facts.device == "cpu" else 0
     model = f"{spec.model.source}@{spec.model.revision}"
-    cached = cached_profile(
-        hardware=facts.hardware, model=model, dtype=facts.dtype, threads=threads
-    )
+    if draft_source := draft_model(spec):
+        model += f" drafted by {draft_source}"
+    cached = cached_profile(facts, model=model, threads=threads)
     if cached is not None:
         return cached
 
@@ -141,10 +161,28 @@ def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
                 found.p95,
             )
             return found
-    path = cache_path(hardware=facts.hardware, model=model, dtype=facts.dtype, threads=threads)
+    path = cache_path(facts, model=model, threads=threads)
     save_profile(found, path)
     log.info("step times measured: mape=%.3f p95=%.3f kept in %s", found.mape, found.p95, path)
     return found
+
+
+def draft_model(spec: ServiceSpec) -> str:
+    """The source of the model that writes drafts; empty: there is none."""
+    speculation = spec.engine.speculation
+    if speculation.mode == "Never" or speculation.drafter == "ngram":
+        return ""
+    return speculation.drafter
+
+
+def make_speculating(spec: ServiceSpec) -> Speculating | None:
+    """What gives decodes their drafts. Simulated models have no text worth drafting from."""
+    if spec.engine.speculation.mode == "Never" or is_simulated(spec):
+        return None
+    return Speculating(
+        RunnerDrafts() if draft_model(spec) else NgramDrafter(),
+        max_draft_tokens=spec.engine.speculation.max_draft_tokens,
+    )
 
 
 def make_scheduler(spec: ServiceSpec, loaded: Loaded, *, policy: str) -> Scheduler:
@@ -164,4 +202,5 @@ def make_scheduler(spec: ServiceSpec, loaded: Loaded, *, policy: str) -> Schedul
         classes=spec.classes,
         max_model_len=facts.max_model_len,
         prefix_caching=spec.engine.prefix_caching,
+        speculating=make_speculating(spec),
     )

@@ -19,7 +19,7 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput, Failed
 from sloserve.frontend.app import create_app
 from sloserve.frontend.figures import NO_CLASS, Figures
-from sloserve.frontend.loading import Loaded, is_simulated, load, make_scheduler
+from sloserve.frontend.loading import Loaded, is_simulated, load, make_scheduler, tool_format
 from sloserve.frontend.replica import Clock, Progress, Replica, Served
 from sloserve.frontend.wayout import WayOut
 from sloserve.http import serve
@@ -153,7 +153,15 @@ async def _start(replica: Replica, engine: EngineClient, args: argparse.Namespac
         overlap={"auto": None, "always": True, "never": False}[args.overlap],
     )
     replica.attach(
-        Served(engine, loaded.tokenizer, loaded.facts, loaded.profile.step, loaded.defaults)
+        Served(
+            engine,
+            loaded.tokenizer,
+            loaded.facts,
+            loaded.profile.step,
+            loaded.defaults,
+            loaded.grammars,
+            tool_format(spec.model.tool_parser, loaded.tokenizer),
+        )
     )
     await asyncio.wait_for(_first_answer(engine, loaded), FIRST_ANSWER_S)
     replica.progress = Progress("ready")

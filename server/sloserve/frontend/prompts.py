@@ -9,6 +9,8 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.tokenizer import Tokenizer
 from sloserve.errors import BadInput
 from sloserve.frontend.replica import Served
+from sloserve.frontend.speech import Manner
+from sloserve.grammar.matcher import Grammar
 from sloserve.http.bodies import ChatBody, CompletionBody, SamplingBody
 
 T = TypeVar("T")
@@ -20,11 +22,31 @@ LEAST_TOP_P = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request asks of its answers beside sampling."""
+
+    manner: Manner = Manner()  # noqa: RUF009 (frozen)
+    grammar: Grammar | None = None
+    grammar_after: str | None = None  # the marker up to which the grammar does not bind
+    show_special: bool = False  # markers that are special tokens must be seen
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One prompt; `text` is what `echo` repeats."""
 
     tokens: list[int]
     text: str
+
+
+def template_options(body: ChatBody) -> dict[str, Any]:
+    """What the chat template is given beside the conversation. Raises BadInput."""
+    options = dict(body.chat_template_kwargs or {})
+    if body.tools and body.tool_choice != "none":
+        if "tools" in options:
+            raise BadInput("'tools' are a field of their own", field="chat_template_kwargs")
+        options["tools"] = [tool.for_template() for tool in body.tools]
+    return options
 
 
 async def chat_prompt(
@@ -74,7 +96,7 @@ def check_tokens(tokens: Sequence[int], *, vocab_size: int, field: str) -> None:
 
 
 def sampling_of(
-    body: ChatBody | CompletionBody, prompt: Prompt, served: Served, *, choice: int
+    body: ChatBody | CompletionBody, prompt: Prompt, served: Served, *, choice: int, wish: Wish
 ) -> SamplingParams:
     """
     The parameters of answer number `choice` to `prompt`. Raises BadInput.
@@ -98,7 +120,7 @@ def sampling_of(
         frequency_penalty=_or(body.frequency_penalty, d.frequency_penalty),
         logit_bias=body.logit_bias,
         seed=_seed(body.seed, choice),
-        stop=tuple(body.stop),
+        stop=(*d.stop, *body.stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         min_tokens=body.min_tokens or 0,
@@ -106,7 +128,9 @@ def sampling_of(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         include_stop=bool(body.include_stop_str_in_output),
-        skip_special_tokens=body.skip_special_tokens is not False,
+        skip_special_tokens=body.skip_special_tokens is not False and not wish.show_special,
+        grammar=wish.grammar,
+        grammar_after=wish.grammar_after,
     )
 
 

@@ -11,8 +11,10 @@ from sloserve.engine.runner import ModelFacts
 from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.tokenizer import Tokenizer
 from sloserve.errors import NotFound, Reason, Unavailable
+from sloserve.frontend.grammars import Grammars
 from sloserve.perf import StepModel
 from sloserve.slo.service import ServiceSpec
+from sloserve.tools.formats import ToolFormat
 from sloserve.wire import Report
 
 Clock = Callable[[], float]
@@ -27,6 +29,8 @@ class Served:
     facts: ModelFacts
     step_model: StepModel  # the stored profile: zero-load times, never corrected online
     defaults: SamplingParams = field(default_factory=SamplingParams)
+    grammars: Grammars = field(default_factory=Grammars)
+    tool_format: ToolFormat | None = None  # how the model writes calls; None: not known
 
     @property
     def max_model_len(self) -> int:

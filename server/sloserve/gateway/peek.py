@@ -33,7 +33,7 @@ def peek(raw: bytes) -> Peek:
     model = body.get("model")
     if model is not None and not isinstance(model, str):
         raise BadInput(f"got {_kind(model)}, allowed: a string", field="model")
-    texts: list[str] = []
+    texts = _tools(body)
     num_prompts, num_ids = 1, 0
     if "messages" in body:
         _messages(body["messages"], texts)
@@ -48,6 +48,14 @@ def peek(raw: bytes) -> Peek:
         text="".join(texts) if len(texts) != 1 else texts[0],
         num_ids=num_ids,
     )
+
+
+def _tools(body: dict[str, Any]) -> list[str]:
+    """What a chat template writes before the conversation: the tools, about as they are."""
+    tools = body.get("tools")
+    if not isinstance(tools, list) or not tools or body.get("tool_choice") == "none":
+        return []
+    return [json.dumps(tools)]
 
 
 def _messages(messages: Any, texts: list[str]) -> None:

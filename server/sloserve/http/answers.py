@@ -28,15 +28,19 @@ class Usage:
     num_prompt: int
     num_output: int
     num_cached: int = 0
+    num_thinking: int | None = None  # of the output; None: answers are not split
 
     def json(self) -> Json:
         """OpenAI's `usage` object."""
-        return {
+        told: Json = {
             "prompt_tokens": self.num_prompt,
             "completion_tokens": self.num_output,
             "total_tokens": self.num_prompt + self.num_output,
             "prompt_tokens_details": {"cached_tokens": self.num_cached},
         }
+        if self.num_thinking is not None:
+            told["completion_tokens_details"] = {"reasoning_tokens": self.num_thinking}
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Choice:
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     text_offset: int = 0  # characters before `text`, for the offsets of completion logprobs
+    said: Json | None = None  # of chat, instead of `text`: a delta, or a whole message
 
 
 class Answers:
@@ -85,7 +90,7 @@ class Answers:
         One streamed part. `usage_field`: OpenAI sends `usage: null` in every chunk of a stream
         that will end with usage.
         """
-        is_plain = choice.logprobs is None and choice.finish_reason is None
+        is_plain = choice.logprobs is None and choice.finish_reason is None and choice.said is None
         if is_plain and (not self.chat or choice.index in self._greeted):
             text = self._plain % (choice.index, encode_basestring(choice.text))
             part = text.encode("utf-8", "replace")
@@ -108,17 +113,18 @@ class Answers:
     def _whole_chat(self, choice: Choice) -> Json:
         return {
             "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": choice.said
+            or {"role": "assistant", "content": choice.text, "refusal": None},
             "logprobs": chat_logprobs(choice.logprobs),
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
         }
 
     def _chat_delta(self, choice: Choice) -> Json:
-        delta: Json = {"content": choice.text}
+        delta: Json = {"content": choice.text} if choice.said is None else choice.said
         if choice.index not in self._greeted:  # the role comes with the first token, not before
             self._greeted.add(choice.index)
-            delta = {"role": "assistant", **delta}
+            delta = {"role": "assistant", "content": None, **delta}
         part: Json = {
             "index": choice.index,
             "delta": delta,

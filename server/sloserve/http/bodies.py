@@ -5,6 +5,7 @@ OpenAI's fields and vLLM's extras; unknown fields are tolerated. Every bad value
 that names the field, the value and what is allowed.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +13,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sloserve.errors import BadInput
+from sloserve.http.shapes import (
+    MAX_TOOLS,
+    Options,
+    ResponseFormat,
+    Schema,
+    Shape,
+    StructuredOutputs,
+    Tool,
+    ToolChoice,
+    check_tools,
+    shape_of,
+)
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 256
@@ -103,13 +116,6 @@ class StreamOptions(Body):
     continuous_usage_stats: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    """Only plain text is served; the rest is refused by name."""
-
-    model_config = ConfigDict(extra="allow")
-    type: str = "text"
-
-
 class SamplingBody(Body):
     """How the tokens are chosen; None leaves it to the model's own defaults."""
 
@@ -134,7 +140,14 @@ class SamplingBody(Body):
     min_tokens: int | None = Field(None, ge=0)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema = None
+    guided_regex: str | None = Field(None, min_length=1)
+    guided_choice: Options = None
+    guided_grammar: str | None = Field(None, min_length=1)
     user: str | None = None
+    cache_salt: str | None = Field(None, min_length=1, max_length=256)
+    """Prompts share KV blocks only with prompts of the same salt (vLLM's field)."""
 
     @property
     def num_choices(self) -> int:
@@ -144,9 +157,17 @@ class SamplingBody(Body):
     def check(self) -> None:
         if self.stream_options is not None and not self.stream:
             raise BadInput("only allowed when stream is true", field="stream_options")
-        kind = self.response_format.type if self.response_format else "text"
-        if kind != "text":
-            raise BadInput(f"got {kind!r}, allowed: 'text'", field="response_format.type")
+        self.shape()
+
+    def shape(self) -> Shape | None:
+        """The shape that the answer must have; None: any. Raises BadInput."""
+        guided = {
+            "json": self.guided_json,
+            "regex": self.guided_regex,
+            "choice": self.guided_choice,
+            "grammar": self.guided_grammar,
+        }
+        return shape_of(self.response_format, self.structured_outputs, guided)
 
 
 class ContentPart(BaseModel):
@@ -167,6 +188,8 @@ class Message(BaseModel):
     def for_template(self, where: str) -> dict[str, Any]:
         """The turn with its text parts joined. Raises BadInput for other kinds of parts."""
         turn = self.model_dump(exclude_none=True)
+        if "tool_calls" in turn:
+            turn["tool_calls"] = _calls(turn["tool_calls"], f"{where}.tool_calls")
         if isinstance(self.content, list):
             for part in self.content:
                 if part.type != "text" or part.text is None:
@@ -176,6 +199,31 @@ class Message(BaseModel):
                     )
             turn["content"] = "\n".join(part.text or "" for part in self.content)
         return {"content": "", **turn}
+
+
+def _calls(given: object, where: str) -> list[dict[str, Any]]:
+    """
+    The calls of an earlier turn as templates read them: the arguments as an object, not as its
+    text. Raises BadInput.
+    """
+    if not isinstance(given, list):
+        raise BadInput(f"got {_short(given)}, allowed: a list of calls", field=where)
+    calls = []
+    for i, call in enumerate(given):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadInput("allowed: a call with function.name", field=f"{where}[{i}]")
+        field = f"{where}[{i}].function.arguments"
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):
+                raise BadInput(f"got {_short(arguments)}, allowed: JSON", field=field) from None
+        if not isinstance(arguments, dict):
+            raise BadInput(f"got {_short(arguments)}, allowed: an object", field=field)
+        calls.append({**call, "function": {**function, "arguments": arguments}})
+    return calls
 
 
 def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -191,8 +239,9 @@ class ChatBody(SamplingBody):
     max_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
@@ -204,8 +253,7 @@ class ChatBody(SamplingBody):
         super().check()
         if self.top_logprobs and not self.logprobs:
             raise BadInput("only allowed when logprobs is true", field="top_logprobs")
-        if self.tools and self.tool_choice != "none":
-            raise BadInput("tool calls are not served; allowed: no tools", field="tools")
+        check_tools(self.tools, self.tool_choice)
 
 
 class CompletionBody(SamplingBody):

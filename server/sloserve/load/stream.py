@@ -34,6 +34,7 @@ class AnswerStream:
         self._rest = b""
         self._stages = stages if any(stage.until for stage in stages) else ()
         self._stage = 0
+        self._thought = False  # thinking came in a field of its own
         self._tail = ""  # the last characters: a marker may be cut in two
 
     def feed(self, data: bytes, at_s: float) -> None:
@@ -63,9 +64,10 @@ class AnswerStream:
             new = 1 if _text(json.loads(data)) else 0
             if told is not None and told != self.num_tokens + new:
                 self.exact = False
+        event = json.loads(data) if self._stages else {}
+        self._find_answer(event)
         stage = self._stage
-        if self._stages:
-            self._find_marker(_text(json.loads(data)))
+        self._find_marker(_text(event))
         if new:
             self.num_tokens += new
             self.emissions.append(Emission(at_s, new, stage))
@@ -76,6 +78,15 @@ class AnswerStream:
                 self.finish_reason = value[1 : value.index(b'"', 1)].decode()
                 if self.finish_reason == "error":
                     self.error = self.error or "the answer ended with finish_reason error"
+
+    def _find_answer(self, event: dict[str, Any]) -> None:
+        """A server that tells thinking and answer apart shows no marker between them."""
+        for choice in event.get("choices") or ():
+            delta = choice.get("delta") or {}
+            if delta.get("reasoning_content"):
+                self._thought = True
+            elif self._thought and self._stage == 0 and delta.get("content"):
+                self._stage, self._tail = 1, ""
 
     def _find_marker(self, text: str) -> None:
         marker = self._stages[self._stage].until if self._stage < len(self._stages) else None

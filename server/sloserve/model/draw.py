@@ -22,20 +22,18 @@ def best_tokens(logits: Tensor) -> list[int]:
     return found
 
 
-def draw_tokens(
-    logits: Tensor, sampling: Sequence[SamplingParams], uniform: NDArray[np.float64]
-) -> list[int]:
+def weigh(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
     """
-    Tokens drawn with temperature, top-k, top-p and min-p. logits (n, V) float32, uniform (n,).
-
-    A row's outcome depends on its own logits, parameters and number alone.
+    Weights (n, V) of what may be drawn with temperature, top-k, top-p and min-p, from logits (n, V)
+    float32; each row's depend on its own logits and parameters alone. They sum to one before
+    top-k, top-p and min-p drop some.
     """
     temperature = torch.tensor([s.temperature for s in sampling], device=logits.device)
     weights = (logits / temperature[:, None]).softmax(-1)
     if any(s.top_p < 1.0 or s.top_k > 0 or s.min_p > 0 for s in sampling):
         filtered = keep_likely(weights.cpu().numpy(), sampling)
         weights = torch.from_numpy(filtered).to(weights.device)
-    return invert(weights, uniform)
+    return weights
 
 
 def invert(weights: Tensor, uniform: NDArray[np.float64]) -> list[int]:
@@ -44,13 +42,19 @@ def invert(weights: Tensor, uniform: NDArray[np.float64]) -> list[int]:
 
     weights (n, V) need not sum to one; a token of weight 0 is never drawn.
     """
+    tokens: list[int] = inverted(weights, torch.from_numpy(uniform).to(weights.device)).tolist()
+    return tokens
+
+
+def inverted(weights: Tensor, uniform: Tensor) -> Tensor:
+    """`invert` on whatever device: uniform (n,) float64 -> tokens (n,) int64."""
     num_rows, vocabulary = weights.shape
     blocks = -(-vocabulary // _BLOCK)
     if blocks * _BLOCK != vocabulary:
         weights = torch.nn.functional.pad(weights, (0, blocks * _BLOCK - vocabulary))
     weights = weights.view(num_rows, blocks, _BLOCK)
     ends = weights.sum(-1).double().cumsum(-1)  # (n, blocks)
-    goal = torch.from_numpy(uniform).to(weights.device)[:, None] * ends[:, -1:]
+    goal = uniform[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, goal, right=True)
     block = block.clamp_max(blocks - 1)
     inside = weights[torch.arange(num_rows, device=weights.device), block[:, 0]].double()
@@ -59,8 +63,7 @@ def invert(weights: Tensor, uniform: NDArray[np.float64]) -> list[int]:
     # float32 block sums may round above the float64 steps: stay below the last step
     goal = torch.minimum(goal - before, steps[:, -1:] * (1 - 2.0**-50)).clamp_min(0)
     at = torch.searchsorted(steps, goal, right=True).clamp_max(_BLOCK - 1)
-    tokens: list[int] = (block * _BLOCK + at)[:, 0].tolist()
-    return tokens
+    return (block * _BLOCK + at)[:, 0]
 
 
 def keep_likely(

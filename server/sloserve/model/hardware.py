@@ -30,6 +30,7 @@ def memory_bytes(device: torch.device) -> int:
 def used_bytes(device: torch.device) -> int:
     """Memory in use: all of the GPU's, or what this process holds on CPU (weights included)."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later is in nobody's use
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
     try:

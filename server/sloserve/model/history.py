@@ -25,6 +25,13 @@ class History:
         self._num_read = 0
         self._at: dict[int, int] = {}
 
+    def copied(self) -> "History":
+        """One that knows the same and goes its own way: for tokens that may be taken back."""
+        twin = History(self._num_prompt)
+        twin.ids, twin.counts = self.ids[:], self.counts[:]
+        twin._num_read, twin._at = self._num_read, dict(self._at)
+        return twin
+
     def read(self, tokens: Sequence[int]) -> None:
         """Take in what was added to `tokens` since the last call."""
         for position in range(self._num_read, len(tokens)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sloserve.errors import BadInput
+from sloserve.model.path import AttentionPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def readable(num_bytes: int) -> str:
 
 class KvCache:
     """
-    Keys and values of every layer, `[num_blocks, block_size, num_kv_heads, size]` each.
+    Keys and values of every layer, `[num_blocks, block_size, num_kv_heads, size]` each, and the
+    way to attend over them.
 
     Starts as zeros (padding is read, masked, and must be finite). On CPU the memory is mapped
     from the system, which hands out zeroed pages when they are first used: `torch.zeros` would
@@ -83,7 +85,9 @@ class KvCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        path: AttentionPath,
     ) -> None:
+        self.path = path
         self.shapes = tuple(layers)
         self.num_blocks = num_blocks
         self.block_size = block_size

@@ -3,7 +3,7 @@
 import gc
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,19 +17,23 @@ from sloserve.engine.runner import ModelFacts
 from sloserve.errors import BadInput
 from sloserve.model import hardware
 from sloserve.model.attention import NAME
+from sloserve.model.choice import choose_path
+from sloserve.model.cuda_load import cuda_runner, out_of_memory_told
+from sloserve.model.drafting import DraftModel
+from sloserve.model.gathered import Gathered
 from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for, readable
 from sloserve.model.linear import can_pack, pack_linears
+from sloserve.model.path import AttentionPath
 from sloserve.model.recommended import default_sampling, end_tokens
 from sloserve.model.runner import TorchRunner
-from sloserve.model.selftest import Mismatch, check, reference
-from sloserve.model.structure import attention_layers, use_attention
+from sloserve.model.selftest import Mismatch, Reference, check, reference
+from sloserve.model.structure import AttentionLayer, attention_layers, use_attention
+from sloserve.model.terms import Unsupported
 from sloserve.model.tokenizer import HfTokenizer
 from sloserve.model.windowtest import check_windows
 from sloserve.slo.service import EngineSpec, ModelSpec
 
 _log = logging.getLogger(__name__)
-
-BLOCK_SIZE = 16
 
 OnPhase = Callable[[str, int, int], None]
 """Called with a phase's name, bytes done and bytes in total (0: not counted)."""
@@ -41,12 +45,29 @@ def load_model(
     model: ModelSpec,
     engine: EngineSpec,
     on_phase: OnPhase = lambda phase, done, total: None,
+    drafter: Path | None = None,
 ) -> tuple[TorchRunner, HfTokenizer]:
-    """The model in folder `path`, tested and with its KV memory, and its tokenizer."""
+    """
+    The model in folder `path`, tested and with its KV memory, and its tokenizer.
+
+    `drafter` is the folder of a model that writes drafts for it. Raises BadInput when it does
+    not share the tokenizer, besides what `load_runner` raises.
+    """
     on_phase("loading the tokenizer", 0, 0)
     tokenizer = HfTokenizer(path, chat_template=model.chat_template)
+    if drafter is not None and not tokenizer.same_tokens(HfTokenizer(drafter)):
+        raise BadInput(
+            f"{drafter} has another tokenizer than {path}: its tokens can't be drafts; give a "
+            "model of the same family, or ngram",
+            field="engine.speculation.drafter",
+        )
     runner = load_runner(
-        path, model=model, engine=engine, on_phase=on_phase, tokenizer_eos=tokenizer.eos_id
+        path,
+        model=model,
+        engine=engine,
+        on_phase=on_phase,
+        tokenizer_eos=tokenizer.eos_id,
+        drafter=drafter,
     )
     return runner, tokenizer
 
@@ -58,9 +79,11 @@ def load_runner(
     engine: EngineSpec,
     on_phase: OnPhase = lambda phase, done, total: None,
     tokenizer_eos: int | None = None,
+    drafter: Path | None = None,
 ) -> TorchRunner:
     """
-    The model in folder `path` alone; `tokenizer_eos` ends answers beside its own tokens.
+    The model in folder `path` alone, and the one that drafts for it, if any; `tokenizer_eos` ends
+    answers beside its own tokens.
 
     Raises BadInput for a folder that holds no model, a model that can't be served right, a length
     past what it was made for, or too little memory for its KV cache. Sets torch's thread count.
@@ -73,22 +96,55 @@ def load_runner(
     num_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     dtype = _dtype(engine.dtype, device)
     try:
-        loaded = _load(path, dtype, device, max_model_len, on_phase, num_bytes)
+        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, num_bytes)
     except Mismatch as error:
         if engine.dtype != "auto" or dtype is torch.float32:
             raise
         _log.warning("%s does not hold here, taking float32: %s", dtype, error.message)
         gc.collect()
-        loaded = _load(path, torch.float32, device, max_model_len, on_phase, num_bytes)
+        loaded = _load(path, engine, torch.float32, device, max_model_len, on_phase, num_bytes)
+    drafting: _Loaded | None = None
+    draft_len = 0
+    if drafter is not None:
+        draft_len = min(max_model_len, _model_len(_read_config(drafter), None))
+        num_bytes = sum(file.stat().st_size for file in drafter.glob("*.safetensors"))
+        drafting = _load(drafter, engine, loaded.dtype, device, draft_len, on_phase, num_bytes)
     on_phase("allocating the KV cache", 0, 0)
     return _runner(
         loaded,
+        drafting,
+        draft_len=draft_len,
         model=model,
         engine=engine,
         max_model_len=max_model_len,
         device=device,
         num_threads=num_threads,
         tokenizer_eos=tokenizer_eos,
+        on_phase=on_phase,
+    )
+
+
+def runner_over(
+    network: PreTrainedModel,
+    *,
+    model: ModelSpec,
+    engine: EngineSpec,
+    on_phase: OnPhase = lambda phase, done, total: None,
+) -> TorchRunner:
+    """The runner over weights that are in memory already, tested like those of a folder."""
+    device, max_model_len = _device(engine), _model_len(network.config, model.max_model_len)
+    loaded = _proved(network, engine, network.dtype, device, max_model_len, on_phase)
+    return _runner(
+        loaded,
+        None,
+        draft_len=0,
+        model=model,
+        engine=engine,
+        max_model_len=max_model_len,
+        device=device,
+        num_threads=torch.get_num_threads(),
+        tokenizer_eos=None,
+        on_phase=on_phase,
     )
 
 
@@ -97,11 +153,13 @@ class _Loaded:
     model: PreTrainedModel
     shapes: list[LayerShape]
     dtype: torch.dtype
+    attention: AttentionPath
     worst: float  # the self-test's largest difference
 
 
 def _load(
     path: Path,
+    engine: EngineSpec,
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
@@ -128,78 +186,183 @@ def _load(
             f"{path} lacks {len(lost)} of the model's weights, among them {lost[0]}",
             field="model.source",
         )
-    network.train(False).requires_grad_(False).to(device)
     on_phase("loading weights", num_bytes, num_bytes)
-    on_phase("testing the model", 0, 0)
+    return _proved(network, engine, dtype, device, max_model_len, on_phase)
+
+
+def _proved(
+    network: PreTrainedModel,
+    engine: EngineSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    on_phase: OnPhase,
+) -> _Loaded:
+    """The model on its device, with the attention that passed the load-time tests."""
+    network.train(False).requires_grad_(False)
+    with out_of_memory_told(network, device):
+        network.to(device)  # type: ignore[arg-type]
+        return _tested(network, engine, dtype, device, max_model_len, on_phase)
+
+
+def _tested(
+    network: PreTrainedModel,
+    engine: EngineSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    on_phase: OnPhase,
+) -> _Loaded:
+    on_phase("preparing attention", 0, 0)
     layers = attention_layers(network, max_model_len=max_model_len)
     shapes = [layer.shape for layer in layers]
+    attention = choose_path(
+        engine.attention,
+        device=device,
+        dtype=dtype,
+        layers=shapes,
+        terms=[layer.terms for layer in layers],
+    )
+    on_phase("testing the model", 0, 0)
     expected = reference(network, max_model_len=max_model_len)
     if device.type == "cpu" and can_pack(dtype):
         pack_linears(network)
         gc.collect()
-    worst = check(network, shapes, expected, max_model_len=max_model_len)
-    check_windows(
-        type(network).__name__, layers, max_model_len=max_model_len, dtype=dtype, device=device
+    try:
+        worst = _test(network, layers, expected, attention, max_model_len=max_model_len)
+    except Unsupported as error:  # also where the kernel can't be run
+        if engine.attention != "auto" or isinstance(attention, Gathered):
+            raise
+        worst = _test(network, layers, expected, Gathered(), max_model_len=max_model_len)
+        _log.warning(
+            "attention by torch's kernels, the %s one does not hold here: %s",
+            attention.name,
+            error.message,
+        )
+        attention = Gathered()
+    return _Loaded(network, shapes, dtype, attention, worst)
+
+
+def _test(
+    network: PreTrainedModel,
+    layers: Sequence[AttentionLayer],
+    expected: Reference,
+    attention: AttentionPath,
+    *,
+    max_model_len: int,
+) -> float:
+    """The largest difference of any logit; raises Mismatch when the model must not be served so."""
+    worst = check(
+        network,
+        [layer.shape for layer in layers],
+        expected,
+        max_model_len=max_model_len,
+        path=attention,
     )
-    return _Loaded(network, shapes, dtype, worst)
+    check_windows(
+        type(network).__name__,
+        layers,
+        max_model_len=max_model_len,
+        dtype=network.dtype,
+        device=network.device,
+        path=attention,
+    )
+    return worst
 
 
 def _runner(
     loaded: _Loaded,
+    drafting: _Loaded | None,
     *,
+    draft_len: int,
     model: ModelSpec,
     engine: EngineSpec,
     max_model_len: int,
     device: torch.device,
     num_threads: int,
     tokenizer_eos: int | None,
+    on_phase: OnPhase,
 ) -> TorchRunner:
     use_attention(loaded.model, NAME)
+    block_size = loaded.attention.block_size
     budget, note = _kv_budget(engine, device)
+    layers = [*loaded.shapes, *(drafting.shapes if drafting is not None else ())]
     num_blocks = num_blocks_for(
         budget,
-        layers=loaded.shapes,
+        layers=layers,
         dtype=loaded.dtype,
-        block_size=BLOCK_SIZE,
+        block_size=block_size,
         max_model_len=max_model_len,
         budget_note=note,
     )
     # more than every running request at its full length is never of use
-    num_blocks = min(num_blocks, engine.max_running * -(-max_model_len // BLOCK_SIZE))
+    num_blocks = min(num_blocks, engine.max_running * -(-max_model_len // block_size))
     cache = KvCache(
         loaded.shapes,
-        num_blocks=num_blocks,
-        block_size=BLOCK_SIZE,
+        num_blocks=num_blocks + (device.type == "cuda"),  # one for the padding of graphs
+        block_size=block_size,
         dtype=loaded.dtype,
         device=device,
+        path=loaded.attention,
     )
-    per_token = bytes_per_token(loaded.shapes, loaded.dtype)
+    per_token = bytes_per_token(layers, loaded.dtype)
+    vocab_size = loaded.model.config.get_text_config().vocab_size
+    drafter: DraftModel | None = None
+    if drafting is not None:
+        use_attention(drafting.model, NAME)
+        same_pages = drafting.attention.block_size == block_size
+        drafter = DraftModel(
+            drafting.model,
+            cache=KvCache(
+                drafting.shapes,
+                num_blocks=num_blocks,
+                block_size=block_size,
+                dtype=drafting.dtype,
+                device=device,
+                path=drafting.attention if same_pages else Gathered(),
+            ),
+            vocab_size=vocab_size,
+            max_len=draft_len,
+        )
     facts = ModelFacts(
         name=model.served_name,
-        vocab_size=loaded.model.config.get_text_config().vocab_size,
+        vocab_size=vocab_size,
         max_model_len=max_model_len,
         eos_ids=end_tokens(loaded.model, tokenizer_eos=tokenizer_eos),
-        block_size=BLOCK_SIZE,
+        block_size=block_size,
         num_blocks=num_blocks,
         kv_bytes_per_token=per_token,
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=device.type,
         hardware=hardware.hardware_name(device, num_threads=num_threads),
+        attention=loaded.attention.name,
         steps_aside=device.type == "cuda",
     )
     _log.info(
-        "%s: %s on %s; KV cache of %d blocks x %d tokens = %s; self-test within %.1e",
+        "%s: %s on %s, attention: %s; KV cache of %d blocks x %d tokens = %s (%s); "
+        "self-test within %.1e",
         facts.name,
         facts.dtype,
         facts.hardware,
+        loaded.attention.name,
         num_blocks,
-        BLOCK_SIZE,
-        readable(num_blocks * BLOCK_SIZE * per_token),
+        block_size,
+        readable(num_blocks * block_size * per_token),
+        note,
         loaded.worst,
     )
-    return TorchRunner(
-        loaded.model, cache=cache, facts=facts, defaults=default_sampling(loaded.model)
-    )
+    defaults = default_sampling(loaded.model)
+    if device.type == "cuda":
+        on_phase("capturing CUDA graphs", 0, 0)
+        return cuda_runner(
+            loaded.model,
+            cache=cache,
+            facts=facts,
+            defaults=defaults,
+            max_rows=engine.max_running,
+            drafter=drafter,
+        )
+    return TorchRunner(loaded.model, cache=cache, facts=facts, defaults=defaults, drafter=drafter)
 
 
 def _device(engine: EngineSpec) -> torch.device:

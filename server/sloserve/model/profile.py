@@ -26,6 +26,7 @@ from sloserve.perf.fit import MAX_MAPE, MAX_P95
 from sloserve.slo.service import ModelSpec
 
 MIN_BATCHES = 12
+DRAFTS = (1, 4)
 
 OnProgress = Callable[[int, int, str], None]
 """Called with batches done, batches in all, and what was measured."""
@@ -73,31 +74,41 @@ FULL = Grid(
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One batch to measure: decodes by context, and prefill chunks as (prior, count)."""
+    """
+    One batch to measure: decodes by context, and prefill chunks as (prior, count). The runner
+    writes `drafts` for each decode.
+    """
 
     decodes: tuple[int, ...] = ()
     chunks: tuple[tuple[int, int], ...] = ()
+    drafts: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the step computes."""
-        return len(self.decodes) + sum(count for _, count in self.chunks)
+        decodes = len(self.decodes) * (1 + self.drafts)
+        return decodes + sum(count for _, count in self.chunks)
 
     @property
     def held_tokens(self) -> tuple[int, ...]:
         """Tokens whose keys and values each row needs."""
-        return (*self.decodes, *(prior + count for prior, count in self.chunks))
+        decodes = [context + self.drafts for context in self.decodes]
+        return (*decodes, *(prior + count for prior, count in self.chunks))
 
     def __str__(self) -> str:
         parts = []
         if self.decodes:
-            parts.append(f"{len(self.decodes)} decodes at {self.decodes[0]}")
+            drafted = f" with {self.drafts} drafts" if self.drafts else ""
+            parts.append(f"{len(self.decodes)} decodes at {self.decodes[0]}{drafted}")
         parts += [f"a chunk of {count} after {prior}" for prior, count in self.chunks]
         return " and ".join(parts)
 
 
-def shapes(grid: Grid, facts: ModelFacts) -> list[Shape]:
-    """The batches of `grid` that fit the model's length and KV memory, smallest first."""
+def shapes(grid: Grid, facts: ModelFacts, *, drafts: Sequence[int] = ()) -> list[Shape]:
+    """
+    The batches of `grid` that fit the model's length and KV memory, smallest first. `drafts` are
+    the numbers of them that decodes also get, where the runner has a draft model.
+    """
     found = [Shape(decodes=(c,) * w) for w in grid.widths for c in grid.contexts]
     found += [Shape(chunks=((p, n),)) for n in grid.chunks for p in grid.priors]
     found += [
@@ -105,6 +116,12 @@ def shapes(grid: Grid, facts: ModelFacts) -> list[Shape]:
         for width in grid.widths[2::2]
         for context in grid.contexts[1:3]
         for count in grid.chunks[1::2]
+    ]
+
+    found += [  # short ones: the draft model has caught up with them after one step
+        Shape(decodes=(grid.contexts[0],) * width, drafts=num)
+        for width in grid.widths[:5:2]
+        for num in drafts
     ]
 
     def fits(shape: Shape) -> bool:
@@ -174,7 +191,8 @@ def measure_samples(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Sample]:
     """The timed batches (`measure`), not fitted yet."""
-    wanted = _spread(shapes(grid, runner.facts))
+    drafts = DRAFTS if getattr(runner, "drafter", None) is not None else ()
+    wanted = _spread(shapes(grid, runner.facts, drafts=drafts))
     if len(wanted) < MIN_BATCHES:
         raise BadInput(
             f"only {len(wanted)} batches can be measured: the KV cache holds "
@@ -194,7 +212,14 @@ def measure_samples(
             runner.forget(row.request_id)
         time_s = statistics.median(times_s)
         if time_s > 0:
-            samples.append(sample_of(decodes=shape.decodes, chunks=shape.chunks, time_s=time_s))
+            samples.append(
+                sample_of(
+                    decodes=shape.decodes,
+                    chunks=shape.chunks,
+                    time_s=time_s,
+                    drafts=shape.drafts,
+                )
+            )
         if time_s > grid.longest_s:
             num_tokens_at_most = min(num_tokens_at_most, shape.num_tokens)
         if clock() - begun_s > grid.budget_s and len(samples) >= MIN_BATCHES:
@@ -205,9 +230,9 @@ def measure_samples(
 
 def _quicker(first: list[Sample], second: list[Sample]) -> list[Sample]:
     """Of the batches in both lists, the shorter times; those in one list as they are."""
-    best: dict[tuple[int, float, float], Sample] = {}
+    best: dict[tuple[int, float, float, int], Sample] = {}
     for sample in (*first, *second):
-        key = (sample.num_tokens, sample.context, sample.pairs)
+        key = (sample.num_tokens, sample.context, sample.pairs, sample.drafts)
         if key not in best or sample.time_s < best[key].time_s:
             best[key] = sample
     return list(best.values())
@@ -239,11 +264,12 @@ def _rows(shape: Shape, *, facts: ModelFacts, sampling: SamplingParams) -> list[
     """Rows on blocks of their own, as if everything before them had been computed."""
     rows: list[StepRow] = []
     next_block = 0
+    held = shape.held_tokens
     parts = [(context - 1, 1, True) for context in shape.decodes]
     parts += [(prior, count, False) for prior, count in shape.chunks]
     for request_id, (start, count, decodes) in enumerate(parts):
         num_known = start + count
-        num_blocks = -(-num_known // facts.block_size)
+        num_blocks = -(-held[request_id] // facts.block_size)
         tokens = [(7 * i + request_id) % facts.vocab_size for i in range(num_known)]
         rows.append(
             StepRow(
@@ -255,6 +281,7 @@ def _rows(shape: Shape, *, facts: ModelFacts, sampling: SamplingParams) -> list[
                 block_table=range(next_block, next_block + num_blocks),
                 sample=True,
                 sampling=sampling,
+                num_drafts=shape.drafts if decodes else 0,
             )
         )
         next_block += num_blocks
@@ -266,31 +293,32 @@ def model_key(model: ModelSpec) -> str:
     return f"{model.source}@{model.revision}"
 
 
-def cache_folder() -> Path:
-    """Where profiles are kept: SLOSERVE_CACHE, else the user's cache, `sloserve/profiles`."""
+def cache_folder(kind: str = "profiles") -> Path:
+    """Where such things are kept: SLOSERVE_CACHE, else the user's cache, `sloserve`."""
     given = os.environ.get("SLOSERVE_CACHE")
     if given:
-        return Path(given).expanduser() / "profiles"
+        return Path(given).expanduser() / kind
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "sloserve" / "profiles"
+    return Path(base).expanduser() / "sloserve" / kind
 
 
-def cache_path(*, hardware: str, model: str, dtype: str, threads: int) -> Path:
+def cache_path(facts: ModelFacts, *, model: str, threads: int) -> Path:
     """
-    The file for this hardware, model, dtype and thread count.
+    The file for this hardware, model, dtype, attention path and thread count.
 
     The versions of sloserve and torch are in the key, too: a new one may be quicker.
     """
     versions = [_version("sloserve"), _version("torch")]
-    key = json.dumps([hardware, model, dtype, threads, *versions])
+    parts = [facts.hardware, model, facts.dtype, facts.attention, threads, *versions]
+    key = json.dumps(parts)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.]+", "-", model.rpartition("://")[2]).strip("-.")[-60:]
-    return cache_folder() / f"{name}-{dtype}-{threads}t-{digest}.json"
+    return cache_folder() / f"{name}-{facts.dtype}-{threads}t-{digest}.json"
 
 
-def cached_profile(*, hardware: str, model: str, dtype: str, threads: int) -> Profile | None:
+def cached_profile(facts: ModelFacts, *, model: str, threads: int) -> Profile | None:
     """The profile measured before, if there is one that can be read."""
-    path = cache_path(hardware=hardware, model=model, dtype=dtype, threads=threads)
+    path = cache_path(facts, model=model, threads=threads)
     try:
         return load_profile(path)
     except SloserveError:

@@ -61,9 +61,7 @@ def profile_model(
             on_progress=_shown(progress),
         )
     runner.close()
-    target = output or cache_path(
-        hardware=facts.hardware, model=profile.model, dtype=facts.dtype, threads=threads
-    )
+    target = output or cache_path(facts, model=profile.model, threads=threads)
     save_profile(profile, target)
     return profile, target
 

@@ -13,7 +13,6 @@ _log = logging.getLogger(__name__)
 
 NOT_FOLLOWED = (
     "bad_words_ids",
-    "begin_suppress_tokens",
     "encoder_repetition_penalty",
     "epsilon_cutoff",
     "eta_cutoff",
@@ -23,8 +22,6 @@ NOT_FOLLOWED = (
     "guidance_scale",
     "no_repeat_ngram_size",
     "sequence_bias",
-    "stop_strings",
-    "suppress_tokens",
     "top_h",
     "typical_p",
     "watermarking_config",
@@ -50,6 +47,9 @@ def default_sampling(network: PreTrainedModel) -> SamplingParams:
         top_k=_or(given.top_k, plain.top_k),
         min_p=_or(given.min_p, plain.min_p),
         repetition_penalty=_or(given.repetition_penalty, plain.repetition_penalty),
+        stop=_texts(given.stop_strings),
+        suppress=_ids(given.suppress_tokens, network),
+        suppress_first=_ids(given.begin_suppress_tokens, network),
     )
 
 
@@ -67,6 +67,17 @@ def end_tokens(network: PreTrainedModel, *, tokenizer_eos: int | None = None) ->
     if tokenizer_eos is not None:
         found.append(tokenizer_eos)
     return tuple(dict.fromkeys(int(token_id) for token_id in found if token_id >= 0))
+
+
+def _texts(given: str | list[str] | None) -> tuple[str, ...]:
+    texts = [given] if isinstance(given, str) else given or []
+    return tuple(text for text in texts if text)
+
+
+def _ids(given: list[int] | None, network: PreTrainedModel) -> tuple[int, ...]:
+    """Token ids that the model has; some files list -1 for none."""
+    size = network.config.get_text_config().vocab_size
+    return tuple(sorted({int(token_id) for token_id in given or () if 0 <= token_id < size}))
 
 
 def _or(given: T | None, default: T) -> T:

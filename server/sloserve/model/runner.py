@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from sloserve.model.attention import current_step
 from sloserve.model.batch import Batch, build_batch
 from sloserve.model.kv import KvCache
 from sloserve.model.sampler import Sampler, describe
+
+if TYPE_CHECKING:
+    from sloserve.model.drafting import DraftModel  # it runs `forward`, too
 
 
 def forward(model: PreTrainedModel, batch: Batch, cache: KvCache) -> Tensor:
@@ -45,6 +50,7 @@ class TorchRunner:
         cache: KvCache,
         facts: ModelFacts,
         defaults: SamplingParams | None = None,
+        drafter: "DraftModel | None" = None,
     ) -> None:
         self.model = model
         self.cache = cache
@@ -53,36 +59,58 @@ class TorchRunner:
         self.defaults = defaults or SamplingParams()
         """What the model recommends where a request says nothing (generation_config.json)."""
         self._sampler = Sampler(eos_ids=facts.eos_ids)
+        self.drafter = drafter
+        """Writes the drafts of rows that leave them to the runner."""
 
     def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
         """One forward pass over one ragged batch; the outcomes in the order of `rows`."""
         with torch.inference_mode():
-            batch = build_batch(rows, block_size=self.cache.block_size, device=self.cache.device)
-            start_s = time.perf_counter()
-            logits = forward(self.model, batch, self.cache)
-            self.last_forward_s = time.perf_counter() - start_s
+            weights: dict[int, Tensor] = {}
+            if self.drafter is not None:
+                rows, weights = self.drafter.fill(rows)
+            batch, logits = self._compute(rows)
+            batch.weights = weights
             return self._outcomes(rows, batch, logits)
 
     def forget(self, request_id: int) -> None:
         """Drop what is kept of a finished or cancelled request."""
         self._sampler.forget(request_id)
+        if self.drafter is not None:
+            self.drafter.forget(request_id)
 
     def close(self) -> None:
         """Give back the memory; no step may follow."""
         self.cache.release()
+        if self.drafter is not None:
+            self.drafter.close()
         del self.model
+
+    def _compute(self, rows: Sequence[StepRow]) -> tuple[Batch, Tensor]:
+        """The batch of `rows` and its logits (S, vocabulary)."""
+        batch = build_batch(rows, block_size=self.cache.block_size, device=self.cache.device)
+        start_s = time.perf_counter()
+        logits = forward(self.model, batch, self.cache)
+        self.last_forward_s = time.perf_counter() - start_s
+        return batch, logits
 
     def _outcomes(self, rows: Sequence[StepRow], batch: Batch, logits: Tensor) -> list[Sampled]:
         prompts = self._prompt_logprobs(rows, batch, logits) if batch.prompts else {}
-        if len(batch.sampled) == len(rows) and not prompts:
-            return self._sampler.sample(logits, rows)
         drawn = [rows[i] for i in batch.sampled]
-        sampled = self._sampler.sample(logits[: len(drawn)], drawn) if drawn else []
+        num_drawn = len(drawn) + sum([len(row.drafts) for row in drawn])
+        if num_drawn > len(drawn):
+            weights = {
+                at: batch.weights[i] for at, i in enumerate(batch.sampled) if i in batch.weights
+            }
+            sampled = self._sampler.verify(logits[:num_drawn], drawn, weights)
+        else:
+            sampled = self._sampler.sample(logits[:num_drawn], drawn) if drawn else []
+        if len(drawn) == len(rows) and not prompts:
+            return sampled
         by_row = dict(zip(batch.sampled, sampled, strict=True))
         nothing = Sampled()
         outcomes = [by_row.get(i, nothing) for i in range(len(rows))]
         for i, told in prompts.items():
-            outcomes[i] = Sampled(outcomes[i].token_id, outcomes[i].logprobs, told)
+            outcomes[i] = replace(outcomes[i], prompt=told)
         return outcomes
 
     @staticmethod
@@ -90,7 +118,7 @@ class TorchRunner:
         rows: Sequence[StepRow], batch: Batch, logits: Tensor
     ) -> dict[int, tuple[Logprobs, ...]]:
         told: dict[int, tuple[Logprobs, ...]] = {}
-        at = len(batch.sampled)
+        at = sum([1 + len(rows[i].drafts) for i in batch.sampled])
         for i, count in batch.prompts:
             row = rows[i]
             told[i] = tuple(

@@ -12,6 +12,7 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.model.attention import NAME
 from sloserve.model.batch import build_batch
 from sloserve.model.kv import KvCache, LayerShape
+from sloserve.model.path import AttentionPath
 from sloserve.model.runner import forward
 from sloserve.model.structure import use_attention
 from sloserve.model.terms import Unsupported
@@ -19,7 +20,6 @@ from sloserve.model.terms import Unsupported
 NUM_TOKENS = 300  # 40 miss real faults
 FLOAT32_TOLERANCE = 1e-4  # times the largest logit, at least 1
 SIXTEEN_BIT_FACTOR = 2.0  # times the error that plain eager shows against float32
-_BLOCK_SIZE = 16
 
 
 class Mismatch(Unsupported):
@@ -86,6 +86,7 @@ def check(
     expected: Reference,
     *,
     max_model_len: int,
+    path: AttentionPath,
 ) -> float:
     """
     The largest difference of any logit; raises Mismatch when it is above the tolerance.
@@ -98,13 +99,14 @@ def check(
     tokens = expected.tokens
     num = len(tokens)
     longer = (tokens * 2)[: min(num + num // 3, max_model_len)]
-    num_mine, num_theirs = -(-num // _BLOCK_SIZE), -(-len(longer) // _BLOCK_SIZE)
+    num_mine, num_theirs = -(-num // path.block_size), -(-len(longer) // path.block_size)
     cache = KvCache(
         shapes,
         num_blocks=num_mine + num_theirs + 1,
-        block_size=_BLOCK_SIZE,
+        block_size=path.block_size,
         dtype=model.dtype,
         device=model.device,
+        path=path,
     )
     blocks = list(range(cache.num_blocks))
     mine, theirs = blocks[:num_mine][::-1], blocks[num_mine:-1]

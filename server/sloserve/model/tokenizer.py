@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateError
+from tokenizers import decoders
 from transformers import AutoTokenizer
 
 from sloserve.errors import BadInput
@@ -55,6 +56,7 @@ class HfTokenizer:
         backend.no_padding()
         self._backend = backend
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.context_free = isinstance(backend.decoder, decoders.ByteLevel)
         self.eos_id: int | None = self._tokenizer.eos_token_id
         self.special_ids = frozenset(
             token_id
@@ -63,6 +65,14 @@ class HfTokenizer:
         )
         if chat_template is not None:
             self._tokenizer.chat_template = _template(chat_template)
+        own = self._tokenizer.chat_template or ""
+        self.template = own if isinstance(own, str) else "\n".join(own.values())
+
+    def same_tokens(self, other: "HfTokenizer") -> bool:
+        """Whether both mean the same by every token id."""
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        theirs: dict[str, int] = other._backend.get_vocab(with_added_tokens=True)
+        return ids == theirs
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of `text`; `add_special` adds what the model wants around it (BOS)."""
@@ -108,6 +118,11 @@ class HfTokenizer:
             raise BadInput(f"the chat template refused them: {error}", field="messages") from error
         assert isinstance(text, str)
         return self.encode(text, add_special=False)
+
+    def definition(self) -> str:
+        """The tokenizer as a tokenizer.json, with what the folder's other files add."""
+        text: str = self._backend.to_str()
+        return text
 
 
 def _template(given: str) -> str:

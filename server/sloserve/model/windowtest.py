@@ -11,10 +11,10 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.model.attention import NAME, current_step
 from sloserve.model.batch import build_batch
 from sloserve.model.kv import KvCache
+from sloserve.model.path import AttentionPath
 from sloserve.model.selftest import NUM_TOKENS, Mismatch
 from sloserve.model.structure import AttentionLayer
 
-_BLOCK_SIZE = 16
 _FIRST_MARK, _NUM_MARKS = 8, 16
 _STARTS = (4, 16, 9)  # of the rows, past the window: a chunk and two decodes
 _COUNTS = (20, 1, 1)
@@ -31,6 +31,7 @@ def check_windows(
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
+    path: AttentionPath,
 ) -> None:
     """
     Raises Mismatch when a window ends at the wrong key, for windows that requests can outgrow and
@@ -47,7 +48,7 @@ def check_windows(
         if window is None or kind in tried or not NUM_TOKENS / 2 <= window < max_model_len:
             continue
         tried.add(kind)
-        seen, expected, unit = _count(layer, window, dtype=dtype, device=device)
+        seen, expected, unit = _count(layer, window, dtype=dtype, device=device, path=path)
         wrong = ((seen - expected).abs() > unit / 4) | seen.isnan()
         if bool(wrong.any()):
             row, head = (int(i) for i in wrong.nonzero()[0])
@@ -60,7 +61,12 @@ def check_windows(
 
 
 def _count(
-    layer: AttentionLayer, window: int, *, dtype: torch.dtype, device: torch.device
+    layer: AttentionLayer,
+    window: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    path: AttentionPath,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     What attention says, what is right (num_queries, H), and what one key counts (1, H).
@@ -69,9 +75,14 @@ def _count(
     window / (window + exp(sink)).
     """
     num_tokens = window + _STARTS[0] + _COUNTS[0]
-    num_blocks = -(-num_tokens // _BLOCK_SIZE)
+    num_blocks = -(-num_tokens // path.block_size)
     cache = KvCache(
-        [layer.shape], num_blocks=num_blocks, block_size=_BLOCK_SIZE, dtype=dtype, device=device
+        [layer.shape],
+        num_blocks=num_blocks,
+        block_size=path.block_size,
+        dtype=dtype,
+        device=device,
+        path=path,
     )
     marked = torch.arange(_FIRST_MARK, _FIRST_MARK + _NUM_MARKS, device=device)
     shape = layer.shape
@@ -97,7 +108,7 @@ def _count(
         )
         for start, count in zip(_STARTS, _COUNTS, strict=True)
     ]
-    batch = build_batch(rows, block_size=_BLOCK_SIZE, device=device)
+    batch = build_batch(rows, block_size=path.block_size, device=device)
     num_padded = batch.input_ids.shape[1]
     terms = layer.terms
     with torch.inference_mode(), current_step(batch, cache):

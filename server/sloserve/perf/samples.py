@@ -32,16 +32,18 @@ class Sample:
 
 
 def sample_of(
-    *, decodes: Iterable[int], chunks: Iterable[tuple[int, int]], time_s: float
+    *, decodes: Iterable[int], chunks: Iterable[tuple[int, int]], time_s: float, drafts: int = 0
 ) -> Sample:
     """
     The sample of a batch: `decodes` holds each decode's context (tokens, its own included),
-    `chunks` each prefill chunk as (prior, count).
+    `chunks` each prefill chunk as (prior, count). A draft model wrote `drafts` for each decode.
     """
     contexts, parts = list(decodes), list(chunks)
+    contexts = [context + j for context in contexts for j in range(1 + drafts)]
     return Sample(
         num_tokens=len(contexts) + sum(count for _, count in parts),
         context=float(sum(contexts)),
+        drafts=drafts,
         pairs=sum(count * (prior + count / 2) for prior, count in parts),
         time_s=time_s,
     )

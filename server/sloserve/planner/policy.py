@@ -76,6 +76,7 @@ class SloservePolicy:
             relegated=tuple(row.id for row in relegated),
             promoted=tuple(ask.id for ask in promoted),
             preempted=tuple(plan.preempted),
+            room_s=first.cap_s,
         )
 
     def frontier(self, snapshot: Snapshot, probe: Probe) -> Frontier:

@@ -7,6 +7,7 @@ Times are seconds on one monotonic clock; sizes are tokens and blocks.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from math import inf
 from typing import Protocol
 
 from sloserve.errors import Reason
@@ -124,6 +125,7 @@ class Plan:
     relegated: tuple[int, ...] = ()  # promised and running, whose promise is lost
     promoted: tuple[int, ...] = ()  # best-effort requests that get their promise after all
     preempted: tuple[int, ...] = ()
+    room_s: float = inf  # the step may last so long and nobody is worse off: drafts may fill it
 
 
 class Policy(Protocol):

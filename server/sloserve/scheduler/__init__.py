@@ -5,6 +5,7 @@ from sloserve.scheduler.blocks import BlockPool
 from sloserve.scheduler.counters import Counters, Ending
 from sloserve.scheduler.request import MOVES, Request, Status
 from sloserve.scheduler.scheduler import PromiseBroken, Scheduler
+from sloserve.scheduler.speculating import Drafter, Proposal, RunnerDrafts, Speculating
 
 __all__ = [
     "MOVES",
@@ -12,10 +13,14 @@ __all__ = [
     "BatchRow",
     "BlockPool",
     "Counters",
+    "Drafter",
     "Ending",
     "Outcome",
     "PromiseBroken",
+    "Proposal",
     "Request",
+    "RunnerDrafts",
     "Scheduler",
+    "Speculating",
     "Status",
 ]

@@ -43,6 +43,8 @@ class Counters:
     decode_tokens: int = 0
     best_effort_tokens: int = 0  # of prefill and decode alike
     output_tokens: int = 0
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
     def start(self, slo_class: str) -> None:
         """Make a class appear at 0."""

@@ -1,10 +1,11 @@
 """
 The step after the one that runs, planned before that one has ended.
 
-Foreseen is the plain case: every sampled row gets one token of the stage it is in, who reaches
-its longest output ends, and the step has ended at the latest likely time. Nothing is touched: the
-plan is made on copies, by a fork of the policy, and whoever runs it asks first whether it still
-holds. Fewer requests than foreseen are no harm: the step gets shorter, and finds more blocks.
+Foreseen is the plain case: every sampled row gets one token of the stage it is in (more, from
+drafts, are no harm), who reaches its longest output ends, and the step has ended at the latest
+likely time. Nothing is touched: the plan is made on copies, by a fork of the policy, and whoever
+runs it asks first whether it still holds. Fewer requests than foreseen are no harm: the step gets
+shorter, and finds more blocks.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -100,7 +101,12 @@ def foresee(
 
 
 def still_good(
-    foresight: Foresight, requests: Mapping[int, Request], *, now_s: float, free_blocks: int
+    foresight: Foresight,
+    requests: Mapping[int, Request],
+    *,
+    now_s: float,
+    free_blocks: int,
+    block_size: int,
 ) -> Plan | None:
     """
     The foreseen plan, less those who are gone, if what it counts on came true; else None.
@@ -118,7 +124,7 @@ def still_good(
         return None
     for request_id, row in foresight.rows.items():  # per row and step: kept lean
         request = requests.get(request_id)
-        if request is not None and not _came_true(row, request.row):
+        if request is not None and not _came_true(row, request.row, block_size=block_size):
             return None
     for request_id, num_matched in foresight.matched.items():
         request = requests.get(request_id)
@@ -136,10 +142,16 @@ def still_good(
     )
 
 
-def _came_true(foreseen: Row, row: Row) -> bool:
+def _came_true(foreseen: Row, row: Row, *, block_size: int) -> bool:
+    """
+    Whether a row is as foreseen, or ahead of it: accepted drafts gave it more tokens. Then it must
+    hold the block of its next one already.
+    """
+    ahead = row.num_known - foreseen.num_known
+    if ahead and (ahead < 0 or row.num_known > row.num_blocks * block_size):
+        return False
     return (
-        row.num_known == foreseen.num_known
-        and row.num_computed == foreseen.num_computed
+        row.num_computed == foreseen.num_computed + ahead
         and row.tpot_s == foreseen.tpot_s
         and row.tightest_tpot_s == foreseen.tightest_tpot_s
         and row.kept == foreseen.kept

@@ -1,5 +1,6 @@
 """One request's state, and the moves it may make."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -50,6 +51,9 @@ class Request:
     max_output: int
     last_hop: bool = True  # False: decline at once rather than defer or degrade
     cache_salt: str = ""  # extra key of the prefix hash (adapter, model)
+    draft_group: str = ""  # requests whose drafts fare alike: class, temperature, grammar
+    num_fitting: Callable[[Sequence[int]], int] | None = None
+    """How many of some drafts, from the first on, its answer may hold; None: all of them."""
     reuse_prefix: bool = True
     streamed: bool = True  # False: judged as a whole, at its end
     known_output: int | None = None  # the oracle's output length; only a simulator knows it

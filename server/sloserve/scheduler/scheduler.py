@@ -17,6 +17,7 @@ from sloserve.scheduler.placing import Placing
 from sloserve.scheduler.queues import Queues
 from sloserve.scheduler.report import probe_of
 from sloserve.scheduler.request import Request, Status
+from sloserve.scheduler.speculating import Speculating
 from sloserve.slo import Decision, SloClass
 from sloserve.wire import Frontier
 
@@ -57,6 +58,7 @@ class Scheduler:
         prefix_caching: bool = True,
         way_out_s: float = 0.0,
         assert_promises: bool = False,
+        speculating: Speculating | None = None,
     ) -> None:
         self.policy = policy
         self.model = model
@@ -79,6 +81,8 @@ class Scheduler:
         self.classes: dict[str, SloClass] = {}
         self._prefix_caching = prefix_caching
         self._assert_promises = assert_promises
+        self.speculating = speculating
+        """Gives decodes their drafts; None: no speculation."""
         self.queues = Queues()
         self._frontiers: dict[str, tuple[int, Frontier]] = {}  # by class: version, answer
         self._placing = Placing(self.requests, self.queues, self.holdings, self.counters)
@@ -152,7 +156,7 @@ class Scheduler:
             self._deciding.apply(plan, now_s, number=self._num_plans, placing=self._placing)
             rows, num_starved = self._placing.fill(plan.tokens, plan=self._num_plans)
             if rows:
-                return self._begin(rows, now_s)
+                return self._begin(rows, now_s, room_s=plan.room_s)
             if again and self.num_best_effort > num_best_effort:
                 again = False  # somebody became best effort just now, and may run at once
             elif not ((num_starved or not plan.tokens) and self._placing.break_deadlock()):
@@ -209,16 +213,25 @@ class Scheduler:
             if request.status is not running:  # cancelled while the step ran
                 self.holdings.release(request)
                 continue
-            computed(request, row.start + row.count)
-            if row.sample:
-                num_output += 1
-                self._append(request, outcomes[request.id], end_s)
+            if not row.sample:
+                computed(request, row.start + row.count)
+                continue
+            outcome = outcomes[request.id]
+            if self.speculating is not None:
+                self._learn(row, outcome)
+            for token in outcome.earlier:
+                self._append(request, token, end_s)
+            computed(request, row.start + row.count + len(outcome.earlier))
+            self._append(request, outcome, end_s)
+            num_output += 1 + len(outcome.earlier)
         counters = self.counters
         counters.num_steps += 1
         counters.output_tokens += num_output
         counters.decode_tokens += batch.num_decodes
-        counters.prefill_tokens += batch.num_tokens - batch.num_decodes
+        counters.prefill_tokens += batch.num_prefill_tokens
         counters.best_effort_tokens += batch.num_best_effort_tokens
+        if self.speculating is not None:
+            self.speculating.took(batch, end_s - start_s)
         self.correction.observe(batch.stored_s, end_s - start_s)
 
     def fail(self, batch: Batch, now_s: float) -> list[Request]:
@@ -329,15 +342,41 @@ class Scheduler:
         foresight, self._foresight = self._foresight, None
         if foresight is not None:
             free_blocks = self.blocks.num_free
-            plan = still_good(foresight, self.requests, now_s=now_s, free_blocks=free_blocks)
+            plan = still_good(
+                foresight,
+                self.requests,
+                now_s=now_s,
+                free_blocks=free_blocks,
+                block_size=self.limits.block_size,
+            )
             if plan is not None:
                 self.policy = foresight.policy
                 self.counters.num_foreseen += 1
                 return plan
         return self.policy.plan(self.snapshot(now_s))
 
-    def _begin(self, rows: list[BatchRow], now_s: float) -> Batch:
-        batch = make_batch(rows, model=self.model, ratio=self.correction.ratio, planned_s=now_s)
+    def _begin(self, rows: list[BatchRow], now_s: float, *, room_s: float) -> Batch:
+        factor, serial, speculating = 1.0, False, self.speculating
+        if speculating is not None:
+            speculating.draft(
+                rows,
+                holdings=self.holdings,
+                limits=self.limits,
+                model=self.corrected(),
+                now_s=now_s,
+                room_s=room_s,
+                margin_s=self.correction.margin_s + self.way_out_s,
+                max_model_len=self.max_model_len,
+            )
+            factor, serial = speculating.factor, speculating.serial
+        batch = make_batch(
+            rows,
+            model=self.model,
+            ratio=self.correction.ratio,
+            planned_s=now_s,
+            factor=factor,
+            serial=serial,
+        )
         for row in rows:
             row.request.in_flight = True
         self._in_flight = batch
@@ -345,6 +384,13 @@ class Scheduler:
         return batch
 
     # --- moves of one request -----------------------------------------------------------------
+
+    def _learn(self, row: BatchRow, outcome: Outcome) -> None:
+        """What became of a row's drafts."""
+        assert self.speculating is not None
+        self.speculating.observe(row, outcome)
+        self.counters.accepted_drafts += outcome.num_accepted
+        self.counters.rejected_drafts += outcome.num_drafted - outcome.num_accepted
 
     def _append(self, request: Request, outcome: Outcome, end_s: float) -> None:
         """One more token, and perhaps the end."""
@@ -383,3 +429,5 @@ class Scheduler:
         self.counters.end(request, ending, reason=reason, now_s=now_s)
         if not request.in_flight:
             self.holdings.release(request)
+        if self.speculating is not None:
+            self.speculating.forget(request.id)

@@ -8,14 +8,14 @@ from sloserve.perf import OnlineCorrection
 from sloserve.planner import Limits, Policy
 from sloserve.planner.lengths import LengthLaw
 from sloserve.routing import Ask, Replica, RoutingState, make_router
-from sloserve.scheduler import Scheduler
+from sloserve.scheduler import Scheduler, Speculating
 from sloserve.scheduler.report import (
     earliest_first_token_s,
     token_supply_per_s,
     zero_load_line,
 )
 from sloserve.simulate.clock import EventLoop
-from sloserve.simulate.job import Job
+from sloserve.simulate.job import AnyDrafts, Job
 from sloserve.simulate.replica import SimReplica
 from sloserve.simulate.settings import Lengths, SimSettings
 from sloserve.simulate.truth import Truth
@@ -228,6 +228,9 @@ class Cluster:
             max_waiting=1_000_000,
             way_out_s=s.way_out_s if s.planned_way_out_s is None else s.planned_way_out_s,
             assert_promises=s.strict,
+            speculating=None
+            if s.acceptance is None
+            else Speculating(AnyDrafts(), fixed=s.fixed_drafts),
         )
         return SimReplica(
             name,
@@ -236,6 +239,7 @@ class Cluster:
             Truth(s.model, s.truth, seed=f"{s.seed}/{name}"),
             plan_s=s.plan_s,
             overlap=s.overlap,
+            acceptance=s.acceptance or 0.0,
             on_decision=self._decided,
             on_end=self._ended,
         )

@@ -66,6 +66,18 @@ def add_simulate_arguments(parser: argparse.ArgumentParser) -> None:
     service.add_argument(
         "--overlap", action="store_true", help="plan while a step runs, as replicas on GPUs do"
     )
+    service.add_argument(
+        "--acceptance",
+        type=float,
+        help="decodes get drafts, each of which is right so often (0 to 1) when those before it"
+        " were; they take no time to make (default: no speculation)",
+    )
+    service.add_argument(
+        "--fixed-drafts",
+        type=int,
+        metavar="N",
+        help="with --acceptance: N drafts for every decode (default: by need and where it pays)",
+    )
     service.add_argument("--kv-tokens", type=int, help="size of a replica's KV cache in tokens")
     truth = parser.add_argument_group("what the planner does not know")
     truth.add_argument("--exact", action="store_true", help="nothing of it")
@@ -152,6 +164,7 @@ def _show(args: argparse.Namespace, console: Console, window: Window, *, trace: 
 
 
 def _scenario(args: argparse.Namespace) -> Scenario:
+    _check_drafts(args)
     spec = read_service(args.file)
     profile = _profile(args, spec)
     max_len = spec.model.max_model_len or DEFAULT_MAX_LEN
@@ -174,12 +187,25 @@ def _scenario(args: argparse.Namespace) -> Scenario:
         start_margin_s=profile.p95 * profile.step.step_s(1),
         plan_s=args.plan_ms / 1000,
         overlap=args.overlap,
+        acceptance=args.acceptance,
+        fixed_drafts=args.fixed_drafts,
         way_in_s=args.way_in_ms / 1000,
         way_out_s=args.way_out_ms / 1000,
         seed=args.seed,
     )
     trace = options.prepare(classes, default_class=spec.default_class)
     return Scenario(trace, options, classes, settings)
+
+
+def _check_drafts(args: argparse.Namespace) -> None:
+    if args.acceptance is not None and not 0.0 <= args.acceptance <= 1.0:
+        raise BadInput(f"{args.acceptance} is not within 0 to 1", field="--acceptance")
+    if args.fixed_drafts is None:
+        return
+    if args.acceptance is None:
+        raise BadInput("needs --acceptance, how often drafts are right", field="--fixed-drafts")
+    if not 0 <= args.fixed_drafts <= 64:
+        raise BadInput(f"{args.fixed_drafts} is not within 0 to 64", field="--fixed-drafts")
 
 
 def _truth(args: argparse.Namespace) -> TruthSpec:

@@ -1,14 +1,28 @@
 """One simulated request on its way: what the cluster knows of it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from sloserve.load.records import Ending, Record
 from sloserve.load.trace import Arrival
-from sloserve.scheduler import Outcome, Request
+from sloserve.scheduler import Outcome, Proposal, Request
 from sloserve.slo import Decision, Emission, Promise
 
 NEXT = Outcome(token_id=0)
 LAST = Outcome(token_id=0, finished=True)
+
+
+class AnyDrafts:
+    """As many drafts as one likes, made in no time; what they say is not simulated."""
+
+    serial = False
+
+    def propose(self, request_id: int, tokens: Sequence[int], *, most: int) -> Proposal:
+        """All of them."""
+        return Proposal(most, [0] * most)
+
+    def forget(self, request_id: int) -> None:
+        """Nothing is kept."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +52,23 @@ class Job:
             finished=finished,
             stage=0 if number <= self.thinking_tokens else 1,
             next_stage=1 if number == self.thinking_tokens else None,
+        )
+
+    def outcomes(self, at_s: float, *, num_drafted: int, num_accepted: int) -> Outcome:
+        """What a step that ends at `at_s` gives: accepted drafts up to the end, then a token."""
+        if not num_drafted:
+            one = self.outcome()
+            self.times_s.append(at_s)
+            return one
+        found: list[Outcome] = []
+        while len(found) <= num_accepted and not (found and found[-1].finished):
+            found.append(self.outcome())
+            self.times_s.append(at_s)
+        return replace(
+            found[-1],
+            earlier=tuple(found[:-1]),
+            num_drafted=num_drafted,
+            num_accepted=num_accepted,
         )
 
     def request(self, *, max_output: int, oracle: bool, last_hop: bool) -> Request:

@@ -20,6 +20,7 @@ class SimReplica:
     `plan_s` seconds pass before each step (planning, preparing, emitting: what is not the
     forward pass). With `overlap` the next step is planned while one runs, and again when somebody
     comes: in no virtual time. Planning between steps is also timed for real, in `planning_s`.
+    Drafts are right with the chance `acceptance`, each after those before it.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class SimReplica:
         *,
         plan_s: float,
         overlap: bool = False,
+        acceptance: float = 0.0,
         on_decision: Callable[[Job, Decision, str], None],
         on_end: Callable[[Job], None],
     ) -> None:
@@ -42,6 +44,7 @@ class SimReplica:
         self._truth = truth
         self._plan_s = plan_s
         self._overlap = overlap
+        self._acceptance = acceptance
         self._on_decision = on_decision
         self._on_end = on_end
         self._jobs: dict[int, Job] = {}
@@ -96,8 +99,12 @@ class SimReplica:
         for row in batch.rows:
             if row.sample:
                 job = self._jobs[row.request.id]
-                outcome = job.outcome()
-                job.times_s.append(now_s)
+                num_right = 0
+                if row.num_drafts:
+                    num_right = self._truth.num_accepted(
+                        row.num_drafts, acceptance=self._acceptance
+                    )
+                outcome = job.outcomes(now_s, num_drafted=row.num_drafts, num_accepted=num_right)
                 outcomes[row.request.id] = outcome
                 if outcome.finished:
                     ended.append(job)

@@ -118,6 +118,8 @@ def _facts(cluster: Cluster, records: list[Record], *, wall_s: float) -> dict[st
         "promoted": sum(c.num_promoted for c in counters),
         "late_tokens": sum(c.num_late_tokens for c in counters),
         "policy_errors": sum(c.num_policy_errors for c in counters),
+        "accepted_drafts": sum(c.accepted_drafts for c in counters),
+        "rejected_drafts": sum(c.rejected_drafts for c in counters),
         "strict": cluster.settings.strict,
     }
 

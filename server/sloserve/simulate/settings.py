@@ -40,6 +40,10 @@ class SimSettings:
     plan_s: float = 0.0
     overlap: bool = False
     """The next step is planned while one runs, arrivals at once; as on a GPU."""
+    acceptance: float | None = None
+    """The chance that a draft is right when those before it were; None: no speculation."""
+    fixed_drafts: int | None = None
+    """Drafts for every decode of every step; None: as many as the planner decides."""
     way_in_s: float = 0.0
     way_out_s: float = 0.0
     planned_way_out_s: float | None = None

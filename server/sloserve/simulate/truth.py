@@ -49,7 +49,10 @@ class Truth:
     def step_s(self, batch: Batch) -> float:
         """Seconds this step takes."""
         seconds = self._model.step_s(
-            batch.num_tokens, context=float(batch.context), pairs=batch.pairs
+            batch.num_tokens,
+            context=float(batch.context),
+            pairs=batch.pairs,
+            drafts=batch.num_draft_steps,
         )
         spec = self._spec
         if spec.exact:
@@ -63,6 +66,13 @@ class Truth:
             seconds *= math.exp(self._drift_log - self._drift_sigma**2 / 2)
             self._move_drift(seconds)
         return seconds
+
+    def num_accepted(self, num_drafts: int, *, acceptance: float) -> int:
+        """How many of a row's drafts are right: the first that is not ends them."""
+        for num in range(num_drafts):
+            if self._dice.random() >= acceptance:
+                return num
+        return num_drafts
 
     def _move_drift(self, seconds: float) -> None:
         kept = math.exp(-seconds / self._spec.drift_s)

@@ -40,7 +40,12 @@ FLAGS = (
     Flag("--revision", ("model", "revision"), "branch, tag or commit of an hf:// model"),
     Flag("--served-name", ("model", "servedName"), "name that clients send as `model`"),
     Flag("--max-model-len", ("model", "maxModelLen"), "prompt + output tokens at most", "number"),
-    Flag("--chat-template", ("model", "chatTemplate"), "a Jinja chat template"),
+    Flag("--chat-template", ("model", "chatTemplate"), "a Jinja chat template, or a file of one"),
+    Flag(
+        "--tool-parser",
+        ("model", "toolParser"),
+        "how the model writes tool calls: hermes, llama3, mistral, mistral-args",
+    ),
     Flag("--load-timeout", ("model", "loadTimeout"), "time that loading may take, as 30m"),
     Flag("--device", ("engine", "device"), "cpu or cuda"),
     Flag("--dtype", ("engine", "dtype"), "auto, float32, bfloat16 or float16"),
@@ -60,6 +65,7 @@ FLAGS = (
     Flag("--max-running", ("engine", "maxRunning"), "requests in one step at most", "number"),
     Flag("--max-batch-tokens", ("engine", "maxBatchTokens"), "tokens in one step", "number"),
     Flag("--threads", ("engine", "threads"), "CPU threads of the forward pass", "number"),
+    Flag("--attention", ("engine", "attention"), "auto, torch, compiled, triton or flash-attn"),
     Flag("--speculation", ("engine", "speculation", "mode"), "Auto or Never"),
     Flag("--drafter", ("engine", "speculation", "drafter"), "ngram, or a draft model"),
     Flag(

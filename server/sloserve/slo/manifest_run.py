@@ -8,7 +8,14 @@ from sloserve.errors import BadInput
 from sloserve.slo.cluster import CacheSpec, ImageSpec, PodSpec, RolloutSpec, SecretKey
 from sloserve.slo.duration import parse_size
 from sloserve.slo.fields import Fields, unique, whole
-from sloserve.slo.service import EngineSpec, GatewaySpec, LoraSpec, ModelSpec, SpeculationSpec
+from sloserve.slo.service import (
+    TOOL_PARSERS,
+    EngineSpec,
+    GatewaySpec,
+    LoraSpec,
+    ModelSpec,
+    SpeculationSpec,
+)
 from sloserve.slo.sources import MANIFEST_SOURCE, parse_source
 
 _SECRET = r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
@@ -30,6 +37,7 @@ def parse_model(spec: Fields, *, service: str) -> ModelSpec:
         "cache",
         "loadTimeout",
         "chatTemplate",
+        "toolParser",
         "lora",
     )
     model.require("source", "builtin://tiny")
@@ -53,6 +61,7 @@ def parse_model(spec: Fields, *, service: str) -> ModelSpec:
         ),
         max_model_len=model.integer("maxModelLen", None, least=16, most=16_777_216),
         chat_template=model.text("chatTemplate", None, longest=65536),
+        tool_parser=model.choice("toolParser", "", *TOOL_PARSERS) or None,
         lora=lora,
         token_secret=_parse_secret_key(model),
         cache=_parse_cache(model),
@@ -72,6 +81,7 @@ def parse_engine(spec: Fields) -> EngineSpec:
         "maxRunning",
         "maxBatchTokens",
         "threads",
+        "attention",
         "image",
         "resources",
         "rollout",
@@ -92,6 +102,9 @@ def parse_engine(spec: Fields) -> EngineSpec:
         max_running=engine.integer("maxRunning", 256, least=1, most=4096),
         max_batch_tokens=engine.integer("maxBatchTokens", 8192, least=16, most=1_048_576),
         threads=engine.integer("threads", None, least=1, most=1024),
+        attention=engine.choice(
+            "attention", "auto", "auto", "torch", "compiled", "triton", "flash-attn"
+        ),
         speculation=SpeculationSpec(
             mode=speculation.choice("mode", "Auto", "Auto", "Never"),
             drafter=_drafter(speculation),

@@ -51,6 +51,7 @@ def _model(model: ModelSpec) -> dict[str, object]:
             "servedName": model.served_name,
             "maxModelLen": model.max_model_len,
             "chatTemplate": model.chat_template,
+            "toolParser": model.tool_parser,
             "lora": [{"name": a.name, "source": a.source} for a in model.lora],
             "tokenSecretRef": secret and {"name": secret.name, "key": secret.key},
             "cache": _given(
@@ -77,6 +78,7 @@ def _engine(engine: EngineSpec) -> dict[str, object]:
             "maxRunning": engine.max_running,
             "maxBatchTokens": engine.max_batch_tokens,
             "threads": engine.threads,
+            "attention": engine.attention,
             "speculation": {
                 "mode": engine.speculation.mode,
                 "drafter": engine.speculation.drafter,

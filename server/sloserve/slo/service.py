@@ -22,6 +22,9 @@ class LoraSpec:
     source: str
 
 
+TOOL_PARSERS = ("hermes", "llama3", "mistral", "mistral-args")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Which model is served."""
@@ -37,6 +40,8 @@ class ModelSpec:
     """Prompt + output tokens of one request at most; None: what the model allows."""
     chat_template: str | None = None
     """A Jinja template; None: the tokenizer's own."""
+    tool_parser: str | None = None
+    """How the model writes tool calls (`TOOL_PARSERS`); None: what its chat template teaches."""
     lora: tuple[LoraSpec, ...] = ()
     token_secret: SecretKey | None = None
     """The hub token of a gated model (Kubernetes); on one machine: HF_TOKEN."""
@@ -79,6 +84,9 @@ class EngineSpec:
     """Tokens in one step at most."""
     threads: int | None = None
     """CPU threads of the forward pass; None: the cores of this machine."""
+    attention: str = "auto"
+    """`auto`, `torch`, `compiled` (cpu), `triton` or `flash-attn` (cuda); auto: the fastest kernel
+    that can be had and holds."""
     speculation: SpeculationSpec = field(default_factory=SpeculationSpec)
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     pod: PodSpec = field(default_factory=PodSpec)
