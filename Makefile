@@ -12,6 +12,9 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/nu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_PIN    = $(shell grep -h '^torch==' constraints.txt)
 
+# `kernels` adds what tests of GPU kernels need (Triton, 0.7 GB): make setup EXTRAS=engine,dev,kernels
+EXTRAS ?= engine,dev
+
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 # Stories wait more than they compute; those that disturb a whole cluster come afterwards, alone.
@@ -43,7 +46,7 @@ ifeq ($(TORCH),cuda)
 else
 	$(PIP) --retries 2 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH_PIN)'
 endif
-	$(PIP) -c constraints.txt -e '.[engine,dev]'
+	$(PIP) -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 up: $(STAMP)  ## serve examples/sloservice.yaml on http://127.0.0.1:8080/v1 (ARGS="--port 9000")

@@ -129,7 +129,7 @@ def interpreted_kernels() -> Iterator[ModuleType]:
     were whole numbers; here the factors are widened first.
     """
     if find_spec("triton") is None:
-        pytest.skip("needs triton, which is for Linux: pip install triton")
+        pytest.skip("needs triton, which is for Linux: pip install 'sloserve[kernels]'")
     before = _without_triton()
     spec = find_spec("sloserve.model.triton_kernel")
     assert spec is not None

@@ -20,7 +20,7 @@ from sloserve.model.terms import Terms
 from sloserve.model.triton_attention import TritonPath
 
 if find_spec("triton") is None:
-    pytest.skip("needs triton, which is for Linux: pip install triton", allow_module_level=True)
+    pytest.skip("needs triton: pip install 'sloserve[kernels]'", allow_module_level=True)
 
 SHARED_BYTES = 227 * 1024  # that a program may have on sm_90
 SMALL_SHARED_BYTES = 99 * 1024  # on sm_86 and sm_89
