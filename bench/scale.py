@@ -38,6 +38,7 @@ Row = tuple[str, ...]
 """What was measured, its bar, the figure."""
 
 CRD = Path(__file__).parents[1] / "crds" / "sloservices.sloserve.io.yaml"
+CRD_NAME = "crd/sloservices.sloserve.io"
 CHUNK = 100
 REST_S = 60.0
 POLL_S = 15.0
@@ -61,7 +62,7 @@ def main() -> None:
     if not os.environ.get("KUBECONFIG"):
         raise SystemExit("bench.scale needs a cluster with nothing to lose: set KUBECONFIG")
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-    kubectl("wait", "--for=condition=Established", "crd/sloservices.sloserve.io")
+    kubectl("wait", "--for=jsonpath={.status.acceptedNames.kind}=SLOService", CRD_NAME)
     namespace = f"scale-{uuid.uuid4().hex[:6]}"
     kubectl("create", "namespace", namespace)
     rows: list[Row] = []
