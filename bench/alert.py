@@ -28,11 +28,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.boards import questions
+from bench.ports import free_port
 from bench.prometheus import MISSING, Prometheus, program, running, until
 from bench.stock import vllm_queries
 
 from sloserve.http.config import load_manifest
-from sloserve.local.state import free_port
 from sloserve.rules.burn import FAST_BURN
 from sloserve.rules.serving import STEP_MODEL_OFF
 

@@ -36,12 +36,12 @@ from bench.gateway_processes import (
     SPEC,
     answers,
     cpu_s,
-    free_port,
     process,
     run_bare,
     run_real,
     run_upstream,
 )
+from bench.ports import free_port
 
 SHORT_EVENTS, LONG_EVENTS = 18, 1000
 

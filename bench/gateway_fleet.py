@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
-from bench.gateway_processes import free_port
+from bench.ports import free_port
 
 from sloserve.errors import Failed
 from sloserve.perf import Profile, StepModel, save_profile

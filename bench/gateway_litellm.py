@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.gateway_load import SERVICE, closed_loop
-from bench.gateway_processes import answers, cpu_s, free_port
+from bench.gateway_processes import answers, cpu_s
+from bench.ports import free_port
 
 TIMES = 50
 CONFIG = """

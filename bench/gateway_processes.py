@@ -14,7 +14,6 @@ from bench.gateway_load import SECRET, SERVICE, clients
 from bench.gateway_upstream import bare_forwarder, upstream
 
 from sloserve.gateway.main import serve_gateway
-from sloserve.http.serve import bind
 
 SPEC = f"""
 apiVersion: sloserve.io/v1alpha1
@@ -27,13 +26,6 @@ spec:
     - {{name: strict, ttft: {{target: 500ms}}, tpot: 50ms, onInfeasible: Decline}}
 """
 KEYS = f"keys: [{{name: bench, sha256: {hashlib.sha256(SECRET.encode()).hexdigest()}}}]"
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with bind("127.0.0.1", 0) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def run_upstream(port: int, num_events: int, core: int | None) -> None:

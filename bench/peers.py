@@ -22,7 +22,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from bench.ports import free_port
 
 from sloserve.model.hardware import num_cores
 from sloserve.model.sources import resolve_source
@@ -126,14 +126,6 @@ class Way:
     def go(self) -> None:
         """On again."""
         os.killpg(self.process.pid, signal.SIGCONT)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def start(

@@ -18,7 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.peers import free_port, start, wait_ready
+from bench.peers import start, wait_ready
+from bench.ports import free_port
 
 from sloserve.model.hardware import num_cores
 

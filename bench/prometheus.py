@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sloserve.local.state import free_port
+from bench.ports import free_port
 
 MISSING = "prometheus is not installed: put it on PATH, or its path into PROMETHEUS"
 START_S = 60.0

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from bench.ports import free_port
 
 from sloserve.errors import Reason
 
@@ -110,7 +110,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Process]]:
     def make(drain: str) -> Process:
         config = tmp_path / "spec.yaml"
         config.write_text(MANIFEST.format(drain=drain))
-        listen, internal = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+        listen, internal = (f"127.0.0.1:{free_port()}" for _ in range(2))
         words = ["gateway", "--config", str(config), "--listen", listen, "--internal", internal]
         command = [sys.executable, "-P", "-m", "sloserve.cli", *words]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -124,13 +124,6 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Process]]:
     for process in started:
         process.kill()
         process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from bench.ports import free_port
 from openai.types import Completion
 
 from sloserve.cli import main
@@ -30,14 +31,6 @@ spec:
   replicas: 2
   drain: {{timeout: 30s}}
 """
-
-
-def free_port() -> int:
-    """A port that was free just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def wait_for(holds: Callable[[], bool], *, at_most_s: float = 60.0) -> None:

@@ -52,6 +52,26 @@ def test_a_taken_port_is_told_with_what_to_do() -> None:
         sock.close()
 
 
+def test_a_reserved_port_refuses_callers_until_its_heir_listens() -> None:
+    with contextlib.closing(serve.reserve("127.0.0.1", 0)) as sock:
+        address = ("127.0.0.1", serve.port_of(sock))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=5)
+        heir = sock.dup()
+        name = serve.handed(heir)
+        heir.detach()
+        with contextlib.closing(serve.listen_on(name)):
+            socket.create_connection(address, timeout=5).close()
+            with pytest.raises(Failed, match="choose another"):
+                serve.bind(*address)
+
+
+@pytest.mark.parametrize("text", ["fd:", "fd:x", "fd:-1", "fd:99999"])
+def test_what_is_no_inherited_socket_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="not a bound socket that was inherited"):
+        serve.listen_on(text)
+
+
 def has_address(host: str) -> bool:
     """Whether this machine has it: a container may know IPv6 and have no address of it."""
     with contextlib.suppress(Failed), contextlib.closing(serve.bind(host, 0)):

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from sloserve.local.state import free_port
+from bench.ports import free_port
 
 PATIENCE_S = 60.0
 

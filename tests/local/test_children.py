@@ -1,13 +1,23 @@
 """Supervision of one child."""
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sloserve.local.children import FIRST_PAUSE_S, LONGEST_PAUSE_S, Child, Launch, Phase, pause_s
+from sloserve.http.serve import port_of, reserve
+from sloserve.local.children import (
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    Arguments,
+    Child,
+    Launch,
+    Phase,
+    pause_s,
+)
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPS
@@ -17,7 +27,7 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SL
 def launch(tmp_path: Path) -> Callable[[str], Launch]:
     """How a piece of Python is started."""
     return lambda code: Launch(
-        lambda: ["-c", code], tmp_path / "logs" / "child.log", program=(sys.executable,)
+        lambda: Arguments(["-c", code]), tmp_path / "logs" / "child.log", program=(sys.executable,)
     )
 
 
@@ -104,3 +114,26 @@ def test_a_child_is_started_again(launch: Callable[[str], Launch], tmp_path: Pat
         assert await child.wait(timeout_s=60)
 
     asyncio.run(story())
+
+
+def test_every_start_hands_over_a_port_that_nobody_else_can_take(tmp_path: Path) -> None:
+    ports: list[int] = []
+    code = "import socket, sys; print(socket.socket(fileno=int(sys.argv[1])).getsockname()[1])"
+
+    def arguments() -> Arguments:
+        sock = reserve("127.0.0.1", 0)
+        ports.append(port_of(sock))
+        return Arguments(["-c", code, str(sock.fileno())], (sock,))
+
+    async def story() -> None:
+        log_path, ended = tmp_path / "child.log", asyncio.Event()
+        launch = Launch(arguments, log_path, program=(sys.executable,))
+        child = Child("a", launch, ended=lambda _: ended.set())
+        await ended.wait()
+        assert child.last_words() == str(ports[0])
+        child.ask_to_stop()
+        assert await child.wait(timeout_s=60)
+
+    asyncio.run(story())
+    with contextlib.closing(reserve("127.0.0.1", ports[0])):
+        pass  # and nothing holds it here any more

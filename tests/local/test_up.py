@@ -41,6 +41,10 @@ def test_a_service_answers_follows_edits_survives_a_crash_and_drains(
     world.ready(2)
     assert world.ask()
 
+    subprocess.run(["kill", "-9", str(world.children()["gateway"])], check=True)
+    eventually(lambda: "gateway ended" in world.told(), "the gateway's crash to be told")
+    assert world.ask()  # it waits for the next gateway instead of being refused
+
     manifest["spec"]["replicas"] = 1
     world.write(manifest)
     world.ready(1)

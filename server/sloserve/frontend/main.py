@@ -59,7 +59,7 @@ def run_replica(args: argparse.Namespace) -> int:
     tracer = make_tracer(
         "replica", flag=args.tracing, environ=os.environ, service=spec.name, instance=replica.name
     )
-    sock = serve.bind(*serve.parse_listen(args.listen))
+    sock = serve.listen_on(args.listen)
     print(f"replica {replica.name} of {spec.name}: {serve.url_of(sock)}", flush=True)
     try:
         code = serve.run(_run(replica, sock, args, watched, tracer))

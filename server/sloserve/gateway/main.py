@@ -18,7 +18,7 @@ from sloserve.gateway.keys import Key, load_keys
 from sloserve.gateway.settings import Settings
 from sloserve.gateway.sources import Source, make_source
 from sloserve.http.config import load_manifest
-from sloserve.http.serve import Listener, Stop, bind, parse_listen, run, serving, url_of
+from sloserve.http.serve import Listener, Stop, listen_on, run, serving, url_of
 from sloserve.http.tracing import NO_TRACER, Tracer, make_tracer
 from sloserve.http.watch import Watched
 from sloserve.slo import ServiceSpec
@@ -83,8 +83,8 @@ def serve_gateway(
     tracer = make_tracer(
         "gateway", flag=tracing, environ=os.environ, service=spec.value.name, instance=name
     )
-    public = bind(*parse_listen(listen))
-    inside = bind(*parse_listen(internal))
+    public = listen_on(listen)
+    inside = listen_on(internal)
     tls = (str(tls_cert), str(tls_key)) if tls_cert is not None else (None, None)
     try:
         return run(_main(spec, ring, source, public, inside, tls, settings or Settings(), tracer))

@@ -23,8 +23,10 @@ App = Callable[..., Any]
 """An ASGI application."""
 
 EXIT_INTERRUPTED = 130
+INHERITED = "fd:"
 DRAIN_POLL_S = 0.05
 CERTIFICATE_POLL_S = 1.0
+BACKLOG = 2048
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -35,35 +37,80 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def listen_on(text: str) -> socket.socket:
+    """
+    A listening socket at `HOST:PORT` (`parse_listen`), or from `fd:N`: a bound socket that the
+    parent process left open as descriptor N. Raises BadInput and Failed.
+    """
+    if not text.startswith(INHERITED):
+        return bind(*parse_listen(text))
+    try:
+        sock = socket.socket(fileno=int(text.removeprefix(INHERITED)))
+        sock.listen(BACKLOG)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"got {text!r}: not a bound socket that was inherited: {error}") from None
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    return sock
+
+
 def bind(host: str, port: int) -> socket.socket:
     """
     A listening socket. Raises Failed with the address and what to do when it is taken.
 
+    Binding comes before everything that takes time, so that a taken port is told at once.
+    """
+    sock = reserve(host, port)
+    try:
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _taken(host, port, error) from None
+    return sock
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """
+    A bound socket that doesn't listen yet: nobody else gets the port, and callers are refused.
+
     Host "" is every address: one socket for IPv6 and IPv4 where the machine has both, so that a
-    pod is reached by whatever addresses its cluster gives it. Binding comes before everything that
-    takes time, so that a taken port is told at once.
+    pod is reached by whatever addresses its cluster gives it. Raises Failed when it is taken.
     """
     try:
         both = not host and socket.has_dualstack_ipv6()
         host = host or ("::" if both else "0.0.0.0")
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            if port:  # a server that was here a moment ago is no hindrance
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if both:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.bind((host, port))
-            sock.listen(2048)
         except OSError:
             sock.close()
             raise
     except OSError as error:
-        raise Failed(
-            f"can't listen on {host}:{port}: {error.strerror or error};"
-            " stop what uses it, or choose another port (0 takes a free one)"
-        ) from None
+        raise _taken(host, port, error) from None
     sock.setblocking(False)
     return sock
+
+
+def _taken(host: str, port: int, error: OSError) -> Failed:
+    return Failed(
+        f"can't listen on {host}:{port}: {error.strerror or error};"
+        " stop what uses it, or choose another port (0 takes a free one)"
+    )
+
+
+def handed(sock: socket.socket) -> str:
+    """What `listen_on` takes in a child that gets this socket passed."""
+    return f"{INHERITED}{sock.fileno()}"
+
+
+def port_of(sock: socket.socket) -> int:
+    """The port that a socket is bound to."""
+    return int(sock.getsockname()[1])
 
 
 def url_of(sock: socket.socket, *, tls: bool = False) -> str:

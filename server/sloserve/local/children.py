@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -36,11 +37,19 @@ def pause_s(num_failures: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """How a child is started: the words after `sloserve`, its log file, its threads."""
+class Arguments:
+    """The words after `sloserve`, and the sockets that the child inherits; closed here then."""
 
-    arguments: Callable[[], list[str]]
-    """Asked at every start: a restarted replica may take another port."""
+    words: list[str]
+    sockets: Sequence[socket.socket] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a child is started: its arguments, its log file, its threads."""
+
+    arguments: Callable[[], Arguments]
+    """Asked at every start: a restarted replica takes another port."""
     log_path: Path
     threads: int | None = None
     program: tuple[str, ...] = (sys.executable, "-P", "-m", "sloserve.cli")
@@ -117,10 +126,15 @@ class Child:
 
     async def _run_once(self) -> int:
         self._launch.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self._launch.log_path.open("ab") as log_file:
+        arguments = self._launch.arguments()
+        with contextlib.ExitStack() as stack:
+            for sock in arguments.sockets:
+                stack.enter_context(sock)
+            log_file = stack.enter_context(self._launch.log_path.open("ab"))
             self._process = await asyncio.create_subprocess_exec(
                 *self._launch.program,
-                *self._launch.arguments(),
+                *arguments.words,
+                pass_fds=[sock.fileno() for sock in arguments.sockets],
                 stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
                 stdout=log_file,
                 stderr=log_file,

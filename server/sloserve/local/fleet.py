@@ -2,13 +2,15 @@
 
 import contextlib
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sloserve.errors import BadInput, Failed, SloserveError
-from sloserve.local.children import Child, Launch, Phase
-from sloserve.local.state import State, free_port
+from sloserve.http.serve import handed, port_of, reserve
+from sloserve.local.children import Arguments, Child, Launch, Phase
+from sloserve.local.state import State
 
 log = logging.getLogger(__name__)
 
@@ -17,11 +19,27 @@ HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
+class Doors:
+    """
+    The gateway's sockets, held here from before its first start until it shall stop.
+
+    Nobody else gets the ports, and who calls while a gateway starts again waits instead of being
+    refused.
+    """
+
+    public: socket.socket
+    internal: socket.socket
+
+    def close(self) -> None:
+        """Let go of them: from now on only a gateway that runs has them open."""
+        self.public.close()
+        self.internal.close()
+
+
+@dataclass(frozen=True, slots=True)
 class FleetSettings:
     """What the processes are started with."""
 
-    gateway_listen: str
-    internal_port: int
     policy: str
     threads: int
     profile: str | None = None
@@ -37,12 +55,14 @@ class Fleet:
     """
 
     def __init__(
-        self, state: State, settings: FleetSettings, *, tell: Callable[[str], None]
+        self, state: State, settings: FleetSettings, doors: Doors, *, tell: Callable[[str], None]
     ) -> None:
         self.children: dict[str, Child] = {}
         self.failure: SloserveError | None = None
         self._state = state
         self._settings = settings
+        self._doors = doors
+        self._internal_port = port_of(doors.internal)
         self._tell = tell
         self._ports: dict[str, int] = {}
         self._was_ready: set[str] = set()
@@ -51,7 +71,7 @@ class Fleet:
     def start_gateway(self) -> None:
         """Start it; it holds requests until a replica is ready."""
         self._write_list()
-        self._start(GATEWAY, self._gateway_words, threads=None)
+        self._start(GATEWAY, self._gateway_arguments, threads=None)
 
     def scale(self, num_replicas: int) -> None:
         """Start replicas, or drain the last ones."""
@@ -98,6 +118,7 @@ class Fleet:
 
     async def drain(self, *, timeout_s: float) -> None:
         """The gateway first, so that its streams still have replicas; then the replicas."""
+        self._doors.close()
         await _stop([c for n, c in self.children.items() if n == GATEWAY], timeout_s)
         await _stop([*self.replicas().values(), *self._leaving], timeout_s)
 
@@ -110,36 +131,37 @@ class Fleet:
             await child.wait()
 
     def _start_replica(self, name: str) -> None:
-        self._start(name, lambda: self._replica_words(name), threads=self._settings.threads)
+        self._start(name, lambda: self._replica_arguments(name), threads=self._settings.threads)
 
-    def _start(self, name: str, words: Callable[[], list[str]], *, threads: int | None) -> None:
-        launch = Launch(words, self._state.log_path(name), threads=threads)
+    def _start(self, name: str, arguments: Callable[[], Arguments], *, threads: int | None) -> None:
+        launch = Launch(arguments, self._state.log_path(name), threads=threads)
         self.children[name] = Child(name, launch, ended=lambda code: self._ended(name, code))
 
-    def _gateway_words(self) -> list[str]:
+    def _gateway_arguments(self) -> Arguments:
         settings = self._settings
+        public, internal = self._doors.public.dup(), self._doors.internal.dup()
         words = ["gateway", "--config", str(self._state.spec_path)]
-        words += ["--listen", settings.gateway_listen]
-        words += ["--internal", f"{HOST}:{settings.internal_port}"]
+        words += ["--listen", handed(public), "--internal", handed(internal)]
         words += ["--replicas", str(self._state.replicas_path.absolute())]
         if settings.keys is not None:
             words += ["--keys", str(settings.keys)]
-        return words
+        return Arguments(words, (public, internal))
 
-    def _replica_words(self, name: str) -> list[str]:
-        self._ports[name] = free_port(HOST)
+    def _replica_arguments(self, name: str) -> Arguments:
+        sock = reserve(HOST, 0)
+        self._ports[name] = port_of(sock)
         self._write_list()
         settings = self._settings
         words = ["replica", "--config", str(self._state.spec_path), "--name", name]
-        words += ["--listen", self.address(name), "--policy", settings.policy]
+        words += ["--listen", handed(sock), "--policy", settings.policy]
         if settings.profile is not None:
             words += ["--profile", settings.profile]
-        return words
+        return Arguments(words, (sock,))
 
     def _write_list(self) -> None:
         replicas = [f"{HOST}:{port}" for port in self._ports.values()]
         self._state.write_replicas(replicas)
-        self._state.write_targets([f"{HOST}:{self._settings.internal_port}", *replicas])
+        self._state.write_targets([f"{HOST}:{self._internal_port}", *replicas])
 
     def _ended(self, name: str, code: int) -> None:
         child = self.children.get(name)

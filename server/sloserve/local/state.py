@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -69,13 +68,6 @@ class State:
     def write_rules(self, text: str) -> None:
         """A Prometheus rules file."""
         _write(self.rules_path, text)
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
 
 
 def _write(path: Path, text: str) -> None:

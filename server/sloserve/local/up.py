@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -16,15 +16,24 @@ from rich.console import Console
 
 from sloserve.errors import BadInput, Failed
 from sloserve.http.config import load_manifest
-from sloserve.http.serve import Listener, Stop, bind, parse_listen, serving, url_of
+from sloserve.http.serve import (
+    Listener,
+    Stop,
+    bind,
+    parse_listen,
+    port_of,
+    reserve,
+    serving,
+    url_of,
+)
 from sloserve.http.watch import Watched
 from sloserve.local.decide import edit, num_replicas, share_out
-from sloserve.local.fleet import GATEWAY, HOST, REPLICA, Fleet, FleetSettings
+from sloserve.local.fleet import GATEWAY, HOST, REPLICA, Doors, Fleet, FleetSettings
 from sloserve.local.lookout import Lookout
 from sloserve.local.picture import Json, picture
 from sloserve.local.rules import to_yaml
 from sloserve.local.scene import Scene
-from sloserve.local.state import State, free_port
+from sloserve.local.state import State
 from sloserve.local.view import LiveView, PlainView
 from sloserve.local.web import Page
 from sloserve.rules import rules_file, service_groups
@@ -75,19 +84,22 @@ def run_up(args: argparse.Namespace) -> int:
 
 async def _run(settings: UpSettings) -> int:
     manifest = Watched(settings.file, load_manifest)
-    if not 0 <= settings.port <= 65535:
-        raise BadInput(f"is {settings.port}; must be from 0 to 65535", field="--port")
-    with contextlib.closing(bind(settings.host, settings.port)) as sock:
-        port = int(sock.getsockname()[1])
-    page = bind_page(settings.status_page)
-    state = State(settings.state or Path(".sloserve") / manifest.value.name)
-    stop = Stop()
-    stop.install()
-    with state.locked():
-        async with aiohttp.ClientSession() as session:
-            up = Up(replace(settings, port=port), manifest, state, stop, session)
-            async with up.shown(page):
-                await up.run()
+    for flag, port in (("--port", settings.port), ("--internal-port", settings.internal_port)):
+        if not 0 <= port <= 65535:
+            raise BadInput(f"is {port}; must be from 0 to 65535", field=flag)
+    with (
+        contextlib.closing(bind(settings.host, settings.port)) as public,
+        contextlib.closing(reserve(HOST, settings.internal_port)) as internal,
+    ):
+        page = bind_page(settings.status_page)
+        state = State(settings.state or Path(".sloserve") / manifest.value.name)
+        stop = Stop()
+        stop.install()
+        with state.locked():
+            async with aiohttp.ClientSession() as session:
+                up = Up(settings, Doors(public, internal), manifest, state, stop, session)
+                async with up.shown(page):
+                    await up.run()
     return stop.exit_code
 
 
@@ -117,6 +129,7 @@ class Up:
     def __init__(
         self,
         settings: UpSettings,
+        doors: Doors,
         manifest: Watched[ServiceSpec],
         state: State,
         stop: Stop,
@@ -130,12 +143,12 @@ class Up:
         self._spec = manifest.value
         self._num_parts = num_replicas(self._spec)
         self._simulated = self._spec.model.source.startswith(SIMULATED)
-        self._url = f"http://{settings.host}:{settings.port}"
-        self._internal_port = settings.internal_port or free_port(HOST)
+        self._doors = doors
+        self._url = f"http://{settings.host}:{port_of(doors.public)}"
         self._scene = Scene(
             f"{self._spec.name} at {self._url}/v1", service=self._spec.name, url=self._url
         )
-        internal_url = f"http://{HOST}:{self._internal_port}"
+        internal_url = f"http://{HOST}:{port_of(doors.internal)}"
         self._lookout = Lookout(session, self._scene, internal_url=internal_url)
         console = Console()
         view = PlainView if settings.plain else LiveView
@@ -171,7 +184,9 @@ class Up:
             if self._page_url:
                 self._tell(f"status page: {self._page_url}")
             self._write_spec()
-            fleet = self._fleet = Fleet(self._state, self._fleet_settings(), tell=self._tell)
+            fleet = self._fleet = Fleet(
+                self._state, self._fleet_settings(), self._doors, tell=self._tell
+            )
             fleet.start_gateway()
             await self._watch(fleet)
         finally:
@@ -304,8 +319,6 @@ class Up:
         threads = self._resolved().engine.threads
         assert threads is not None  # share_out decides
         return FleetSettings(
-            gateway_listen=f"{self._settings.host}:{self._settings.port}",
-            internal_port=self._internal_port,
             policy=self._settings.policy,
             threads=threads,
             profile=self._settings.profile,

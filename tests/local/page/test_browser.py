@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from sloserve.local.state import free_port
+from bench.ports import free_port
 
 pytest.importorskip("fastapi", reason="needs the gateway: pip install 'sloserve[gateway]'")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
