@@ -11,6 +11,7 @@ from sloserve.errors import Reason
 from sloserve.perf import StepModel
 from sloserve.planner import Limits, Row, Snapshot, Tier
 from sloserve.planner.policies import make_policy
+from sloserve.planner.policy import SloservePolicy
 
 TINY_CPU = StepModel(w=0.004, a0=0.00003, c1=0.003, a1=0.00008, b=6e-8, d=3e-8)
 
@@ -35,6 +36,13 @@ def test_an_idle_replica_admits_at_once_and_starts(a_row: Rows, a_snapshot: Snap
     assert plan.admitted == (1,)
     assert plan.tokens == {1: 100}
     assert plan.predicted_s == pytest.approx(0.01115, rel=0.05)
+
+
+def test_newcomers_who_all_fit_cost_one_play_forward(a_row: Rows, a_snapshot: Snapshots) -> None:
+    policy = SloservePolicy()
+    plan = policy.plan(a_snapshot([], [a_row(i, due_s=1.0) for i in range(1, 6)]))
+    assert set(plan.tokens) == {1, 2, 3, 4, 5}
+    assert policy.num_runs == 1
 
 
 def test_nothing_to_do_is_an_empty_plan(a_snapshot: Snapshots) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
+from typing import NamedTuple
 
 from sloserve.errors import Reason
 from sloserve.planner.besteffort import trickle_s
@@ -16,6 +17,15 @@ _NOTHING = First(inf, (), 0.0, 0.0)
 KV_FULL = Play(False, _NOTHING, Reason.KV)
 SLOTS_FULL = Play(False, _NOTHING, Reason.TTFT)
 """As many run as may: whoever comes waits for a first token until one of them ends."""
+
+
+class _Tried(NamedTuple):
+    """A play-forward and what it was of."""
+
+    seen: View
+    machine: Machine
+    asks: tuple[Ask, ...]
+    play: Play
 
 
 class Decision:
@@ -46,6 +56,7 @@ class Decision:
         self.base_s: float
         self._look(snapshot.margin_s)
         self.failures: dict[int, Play] = {}
+        self._tried: _Tried | None = None
         self.accepted: tuple[tuple[int, ...], Play] | None = None
 
     def _look(self, margin_s: float) -> None:
@@ -66,14 +77,19 @@ class Decision:
         """Whether memory is too tight to leave decodes out of steps."""
         return not self._fit(asks).slack
 
-    def accept(self, asks: Sequence[Ask]) -> bool:
+    def feasible(self, asks: Sequence[Ask]) -> bool:
         """Whether `asks` may all join: slots, blocks, and every promise in time."""
-        result = self._try(asks)
+        result = self._try(tuple(asks))
         if result.ok:
             self.accepted = (tuple(ask.row.id for ask in asks), result)
+        return result.ok
+
+    def accept(self, asks: Sequence[Ask]) -> bool:
+        """As `feasible`; a refusal is laid to the last of them, with its cause."""
+        if self.feasible(asks):
             return True
-        if asks:
-            self.failures[asks[-1].row.id] = result
+        if asks and self._tried:
+            self.failures[asks[-1].row.id] = self._tried.play
         return False
 
     def too_much_by(self, asks: Sequence[Ask]) -> float | None:
@@ -199,7 +215,16 @@ class Decision:
         """Seconds per token when so many run: a step of decodes alone."""
         return self.snapshot.model.step_s(num_rows, context=float(self.seen.field.total))
 
-    def _try(self, asks: Sequence[Ask]) -> Play:
+    def _try(self, asks: tuple[Ask, ...]) -> Play:
+        """One play-forward; the last one is remembered, for as long as nothing has changed."""
+        last = self._tried
+        if last and (last.seen, last.machine, last.asks) == (self.seen, self.machine, asks):
+            return last.play
+        result = self._joined(asks)
+        self._tried = _Tried(self.seen, self.machine, asks, result)
+        return result
+
+    def _joined(self, asks: Sequence[Ask]) -> Play:
         if self.seen.totals.num_holders + len(asks) > self.snapshot.limits.max_running:
             return SLOTS_FULL
         room = self._fit(asks)

@@ -131,7 +131,11 @@ class SloservePolicy:
                 continue
             new.append(ask_of(row, decision.base_s, model, firm=False))
         chosen = old
-        if new:
+        new.sort(key=lambda ask: (ask.due_s, ask.id))
+        if new and decision.feasible([*old, *new]):  # all of them: nothing to select
+            self._unverified = 0
+            chosen = [*old, *new]
+        elif new:
             self._verify(decision)
             if old:
                 chosen = self._thin(decision, old)

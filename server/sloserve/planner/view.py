@@ -27,7 +27,7 @@ class Ask:
         return self.row.id
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class View:
     """The promised requests that run, times relative to now and the margin taken off."""
 
