@@ -1,9 +1,12 @@
 """Drafts out of what was said: the latest place that ends alike, and on from there."""
 
+from collections.abc import Sequence
+from typing import overload
+
 import hypothesis.strategies as st
 from hypothesis import given
 
-from sloserve.engine.ngram import LONGEST, NgramDrafter
+from sloserve.engine.ngram import LONGEST, READ_TOKENS, NgramDrafter
 from sloserve.scheduler import Proposal
 
 
@@ -61,3 +64,40 @@ def test_a_growing_index_finds_what_a_search_of_the_whole_text_finds(
             expected = Proposal(most, drafts[:most], size)
             break
     assert found == expected
+
+
+class Counted(Sequence[int]):
+    """Tokens that count how many of them were looked at."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = tokens
+        self.num_read = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[int]: ...
+    def __getitem__(self, at: int | slice) -> int | list[int]:
+        found = self.tokens[at]
+        self.num_read += len(found) if isinstance(found, list) else 1
+        return found
+
+
+def test_a_long_prompt_is_taken_in_over_several_steps_and_found_in_the_end() -> None:
+    tokens = Counted([*range(5 * READ_TOKENS), 1, 2, 3])
+    drafter = NgramDrafter()
+    found, num_tried = Proposal(0), 0
+    while not found.num:
+        num_tried += 1
+        assert num_tried < 10
+        tokens.num_read = 0
+        found = drafter.propose(1, tokens, most=2)
+        assert tokens.num_read < 7 * READ_TOKENS  # n-grams of three lengths
+    assert (num_tried, list(found.tokens), found.grade) == (6, [4, 5], 3)
+    tokens.tokens.append(4)
+    tokens.num_read = 0
+    assert list(drafter.propose(1, tokens, most=2).tokens) == [5, 6]
+    assert tokens.num_read < 20

@@ -1,6 +1,7 @@
 """Answers of a given shape, through the official client."""
 
 import asyncio
+import contextlib
 import json
 import re
 import sys
@@ -181,12 +182,14 @@ class Slow:
 
     def __init__(self) -> None:
         self.go = threading.Event()
+        self.begun = threading.Semaphore(0)
 
     def cached(self, constraint: Constraint) -> Grammar | None:
         return None
 
     def compile(self, constraint: Constraint) -> Grammar:
-        self.go.wait(10)
+        self.begun.release()
+        self.go.wait(60)
         raise BadInput("done", field=constraint.field)
 
 
@@ -197,6 +200,33 @@ def test_a_grammar_that_takes_too_long_is_refused_and_does_not_stop_the_loop() -
         grammars = Grammars(slow, max_compile_s=0.05)
         with pytest.raises(BadInput, match="takes longer to compile"):
             await grammars.compile(Constraint(Kind.REGEX, "a", "guided_regex"))
+
+    try:
+        asyncio.run(main())
+    finally:
+        slow.go.set()
+
+
+def test_a_grammar_whose_turn_does_not_come_is_not_called_too_large() -> None:
+    slow = Slow()
+
+    async def main() -> None:
+        grammars = Grammars(slow, max_wait_s=0.05)
+
+        async def occupy(text: str) -> None:
+            with contextlib.suppress(BadInput):
+                while True:
+                    with contextlib.suppress(Unavailable):  # its thread was slow to start
+                        await grammars.compile(Constraint(Kind.REGEX, text, "guided_regex"))
+
+        work = [asyncio.create_task(occupy(str(i))) for i in range(module.NUM_THREADS)]
+        for _ in work:
+            await asyncio.to_thread(slow.begun.acquire)
+        with pytest.raises(Unavailable, match="could not begin"):
+            await grammars.compile(Constraint(Kind.REGEX, "one more", "guided_regex"))
+        slow.go.set()
+        await asyncio.gather(*work)
+        assert not slow.begun.acquire(blocking=False)  # nor is it begun with afterwards
 
     try:
         asyncio.run(main())

@@ -68,6 +68,26 @@ def test_a_gpu_gets_our_kernel_or_flash_attn_where_that_is_installed(
     assert chosen() == "torch"
 
 
+def test_a_package_that_cannot_be_imported_is_passed_over_and_named(
+    installed: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    installed("triton", "flash_attn")
+
+    def broken(name: str) -> Any:
+        if name == "flash_attn":
+            raise ImportError("undefined symbol: _ZN3c105ErrorC2E")
+        return SimpleNamespace()
+
+    monkeypatch.setattr(cuda_paths, "import_module", broken)
+    with caplog.at_level(logging.INFO):
+        assert chosen() == "triton"
+    assert "not flash-attn: it is installed, but can't be imported: undefined" in caplog.text
+    with pytest.raises(BadInput, match="undefined symbol"):
+        chosen("flash-attn")
+
+
 def test_what_flash_attn_cannot_compute_goes_to_our_kernel(
     installed: Callable[..., None],
 ) -> None:

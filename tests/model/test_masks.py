@@ -1,47 +1,17 @@
 """Tokens under a grammar's mask, and tokens that are never to come: drawn, and served."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from tests.model.byte_grammars import END, SIZE, regex, sizes_schema, small_config
 
 from sloserve.engine.runner import StepRow
 from sloserve.engine.sampling import SamplingParams
-from sloserve.engine.tokenizer import ByteTokenizer
-from sloserve.grammar.compiler import Compiler, Vocabulary
-from sloserve.grammar.constraint import Constraint, Kind, of_schema
 from sloserve.grammar.matcher import Grammar, Matcher
 from sloserve.model.sampler import Sampler
-
-END = 256
-SIZE = 259
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "kind": {"enum": ["short", "rather long"]},
-        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99},
-                  "minItems": 1, "maxItems": 3},
-    },
-    "required": ["kind", "sizes"],
-    "additionalProperties": False,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def compiler() -> Compiler:
-    tokenizer = ByteTokenizer()
-    return Compiler(Vocabulary(tokenizer.definition(), tokenizer.special_ids, (END,), SIZE))
-
-
-@pytest.fixture(scope="module")
-def regex(compiler: Compiler) -> Callable[[str], Grammar]:
-    def build(text: str) -> Grammar:
-        return compiler.compile(Constraint(Kind.REGEX, text, "guided_regex"))
-
-    return build
 
 
 def a_row(
@@ -63,9 +33,7 @@ def drawn(rows: Sequence[StepRow], logits: torch.Tensor | None = None) -> list[i
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
-def test_only_what_the_mask_allows_is_drawn(
-    regex: Callable[[str], Grammar], temperature: float
-) -> None:
+def test_only_what_the_mask_allows_is_drawn(temperature: float) -> None:
     grammar = regex("[a-c]x")
     sampling = SamplingParams(temperature=temperature, grammar=grammar)
     rows = [a_row(sampling, grammar.matcher(), key=key) for key in range(300)]
@@ -74,9 +42,7 @@ def test_only_what_the_mask_allows_is_drawn(
     assert temperature < 1 or found == set(b"abc")
 
 
-def test_the_best_allowed_token_is_the_greedy_one_and_others_are_not_touched(
-    regex: Callable[[str], Grammar],
-) -> None:
+def test_the_best_allowed_token_is_the_greedy_one_and_others_are_not_touched() -> None:
     logits = torch.zeros(3, SIZE)
     logits[:, 5], logits[:, ord("b")] = 9.0, 1.0
     grammar = regex("[abc]")
@@ -86,7 +52,7 @@ def test_the_best_allowed_token_is_the_greedy_one_and_others_are_not_touched(
     assert drawn(rows, logits) == [5, 5, ord("b")]
 
 
-def test_a_bias_and_penalties_weigh_only_what_is_allowed(regex: Callable[[str], Grammar]) -> None:
+def test_a_bias_and_penalties_weigh_only_what_is_allowed() -> None:
     grammar = regex("[ab]{4}")
     biased = SamplingParams(temperature=0.0, logit_bias={5: 100.0, 98: 5.0}, grammar=grammar)
     assert drawn([a_row(biased, grammar.matcher())], torch.zeros(1, SIZE)) == [98]
@@ -96,9 +62,7 @@ def test_a_bias_and_penalties_weigh_only_what_is_allowed(regex: Callable[[str], 
     assert drawn([a_row(repeated, matcher, output=[97])], torch.zeros(1, SIZE)) == [98]
 
 
-def test_the_grammar_wins_where_nothing_else_would_be_left(
-    regex: Callable[[str], Grammar],
-) -> None:
+def test_the_grammar_wins_where_nothing_else_would_be_left() -> None:
     grammar = regex("(ab)*")
     early = SamplingParams(temperature=0.0, min_tokens=9, grammar=grammar)
     logits = torch.zeros(1, SIZE)
@@ -110,7 +74,7 @@ def test_the_grammar_wins_where_nothing_else_would_be_left(
     assert drawn([a_row(banned, only_b, output=[97])], logits) == [98]
 
 
-def test_logprobs_under_a_mask_are_the_models_own(regex: Callable[[str], Grammar]) -> None:
+def test_logprobs_under_a_mask_are_the_models_own() -> None:
     grammar = regex("[ab]")
     sampling = SamplingParams(temperature=0.0, logprobs=1, grammar=grammar)
     logits = torch.zeros(1, SIZE)
@@ -125,8 +89,8 @@ def test_logprobs_under_a_mask_are_the_models_own(regex: Callable[[str], Grammar
     assert one.mask_s > 0
 
 
-def test_a_mask_longer_or_shorter_than_the_logits_is_cut_to_them(compiler: Compiler) -> None:
-    grammar = compiler.compile(Constraint(Kind.REGEX, "[ab]", "x"))
+def test_a_mask_longer_or_shorter_than_the_logits_is_cut_to_them() -> None:
+    grammar = regex("[ab]")
     sampling = SamplingParams(temperature=0.0, grammar=grammar)
     for size in (200, 320):
         assert drawn([a_row(sampling, grammar.matcher())], torch.zeros(1, size)) == [97]
@@ -143,18 +107,10 @@ def test_suppressed_tokens_never_come_and_some_only_not_first() -> None:
 
 
 def test_grammars_survive_preemption_and_company(
-    the_world: Any, a_service: Any, a_talk: Any, compiler: Compiler
+    the_world: Any, a_service: Any, a_talk: Any
 ) -> None:
-    config = LlamaConfig(
-        vocab_size=SIZE,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-    )
-    world = the_world("masks", config)
-    grammar = compiler.compile(of_schema(SCHEMA, field="x", lenient=False))
+    world = the_world("masks", small_config())
+    grammar = sizes_schema(least=1, most=3)
     service = a_service(world.runner, num_blocks=8, max_batch_tokens=64)
 
     def talk(i: int, grammar: Grammar | None) -> Any:

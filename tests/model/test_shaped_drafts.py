@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.model.byte_grammars import END, SIZE, regex, sizes_schema, small_config
 from torch import Tensor
-from transformers import LlamaConfig
 
 from sloserve.engine.ngram import NgramDrafter
 from sloserve.engine.runner import Sampled, StepRow
 from sloserve.engine.sampling import SamplingParams
-from sloserve.engine.tokenizer import ByteTokenizer
-from sloserve.grammar.compiler import Compiler, Vocabulary
-from sloserve.grammar.constraint import Constraint, Kind, of_schema
-from sloserve.grammar.matcher import Grammar
 from sloserve.model.drafting import DraftModel
 from sloserve.model.draw import weigh
 from sloserve.model.gathered import Gathered
@@ -28,22 +24,9 @@ from sloserve.model.sampler import Sampler
 from sloserve.model.structure import attention_layers
 from sloserve.scheduler import RunnerDrafts, Speculating
 
-END = 256
-SIZE = 259
 WORDS = b"abcd"
 PAIRS = ("aa", "ac", "ba", "bb", "bd", "d")
 """What the grammar of the laws allows: the second letter hangs on the first, one ends early."""
-
-
-@pytest.fixture(scope="module")
-def compiler() -> Compiler:
-    tokenizer = ByteTokenizer()
-    return Compiler(Vocabulary(tokenizer.definition(), tokenizer.special_ids, (END,), SIZE))
-
-
-@pytest.fixture(scope="module")
-def regex(compiler: Compiler) -> Callable[[str], Grammar]:
-    return lambda text: compiler.compile(Constraint(Kind.REGEX, text, "guided_regex"))
 
 
 # --- laws -------------------------------------------------------------------------------------
@@ -84,7 +67,7 @@ def after(said: bytes) -> set[int]:
 @pytest.mark.parametrize("kind", ["none", "certain", "drawn"])
 @pytest.mark.parametrize("temperature", [0.8, 1.4])
 def test_tokens_follow_the_law_under_the_mask_with_and_without_drafts(
-    regex: Callable[[str], Grammar], kind: str, temperature: float
+    kind: str, temperature: float
 ) -> None:
     grammar = regex("|".join(PAIRS))
     sampling = SamplingParams(temperature=temperature, grammar=grammar)
@@ -134,7 +117,7 @@ def test_tokens_follow_the_law_under_the_mask_with_and_without_drafts(
     assert (num_accepted > 100) == (num_forbidden > 100) == (kind != "none")
 
 
-def test_what_masks_took_is_told_with_drafts_too(regex: Callable[[str], Grammar]) -> None:
+def test_what_masks_took_is_told_with_drafts_too() -> None:
     grammar = regex("[ab]{5}")
     sampling = SamplingParams(temperature=0.0, grammar=grammar)
     row = StepRow(1, [7], 1, 0, 1, [0], True, sampling, grammar.matcher(), 2, list(b"ab"))
@@ -148,34 +131,12 @@ def test_what_masks_took_is_told_with_drafts_too(regex: Callable[[str], Grammar]
 
 # --- text -------------------------------------------------------------------------------------
 
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "kind": {"enum": ["short", "rather long"]},
-        "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99},
-                  "minItems": 3, "maxItems": 8},
-    },
-    "required": ["kind", "sizes"],
-    "additionalProperties": False,
-}  # fmt: skip
 TURNS = r"(la|lo)( (la|lo)){4,20}\."
 
 
 @pytest.fixture(scope="module")
 def world(the_world: Any) -> Any:
-    return the_world("shaped", a_config())
-
-
-def a_config() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=SIZE,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=END,
-    )
+    return the_world("shaped", small_config(eos_token_id=END))
 
 
 @pytest.fixture
@@ -192,10 +153,10 @@ def a_drafter(world: Any) -> DraftModel:
     return DraftModel(world.runner.model, cache=cache, vocab_size=SIZE, max_len=256, entropy=1)
 
 
-def talks_of(a_talk: Any, compiler: Compiler, sampling: SamplingParams) -> list[Any]:
+def talks_of(a_talk: Any, sampling: SamplingParams) -> list[Any]:
     """Seven: three of a schema, three of an expression that goes in turns, one as it likes."""
-    schema = compiler.compile(of_schema(SCHEMA, field="x", lenient=False))
-    turns = compiler.compile(Constraint(Kind.REGEX, TURNS, "x"))
+    schema = sizes_schema(least=3, most=8)
+    turns = regex(TURNS)
     prompts = [list(b"sizes: 11, 11, 11"), list(b"la la lo la la lo"), list(b"and so on and so on")]
     return [
         a_talk(
@@ -246,16 +207,16 @@ SAMPLINGS = [
 @pytest.mark.parametrize("written", ["out of the text", "by a model"])
 def test_the_text_is_the_same_with_and_without_drafts(
     sampling: SamplingParams, num_blocks: int, written: str, world: Any, a_drafter: DraftModel,
-    a_service: Any, a_talk: Any, compiler: Compiler,
+    a_service: Any, a_talk: Any,
 ) -> None:  # fmt: skip
-    talks = talks_of(a_talk, compiler, sampling)
+    talks = talks_of(a_talk, sampling)
     plain, _ = answers(a_service, world, talks, None)
     assert all(fits(text, talk) for text, talk in zip(plain, talks, strict=True))
     by_model = written == "by a model"
     drafted, counters = answers(
         a_service,
         world,
-        talks_of(a_talk, compiler, sampling),
+        talks_of(a_talk, sampling),
         Speculating(RunnerDrafts() if by_model else NgramDrafter(), fixed=4),
         num_blocks=num_blocks,
         drafter=a_drafter if by_model else None,
@@ -266,7 +227,7 @@ def test_the_text_is_the_same_with_and_without_drafts(
 
 
 def test_drafts_that_the_grammar_forbids_are_not_even_tried(
-    world: Any, a_service: Any, a_talk: Any, regex: Callable[[str], Grammar]
+    world: Any, a_service: Any, a_talk: Any
 ) -> None:
     sampling = SamplingParams(temperature=0.0, grammar=regex("(ab|c){40}"))
     talk = a_talk([*b"abxabxab", 65], 60, sampling)
@@ -293,7 +254,7 @@ def test_drafts_that_the_grammar_forbids_are_not_even_tried(
 @pytest.mark.parametrize("written", ["out of the text", "by a model"])
 def test_grammars_drafts_preemption_and_cancels_leave_the_books_in_order(
     seed: int, written: str, world: Any, a_drafter: DraftModel,
-    a_service: Any, a_talk: Any, compiler: Compiler,
+    a_service: Any, a_talk: Any,
 ) -> None:  # fmt: skip
     dice = random.Random(seed)
     by_model = written == "by a model"
@@ -301,7 +262,7 @@ def test_grammars_drafts_preemption_and_cancels_leave_the_books_in_order(
     for i in range(18):
         temperature = dice.choice([0.0, 0.7, 1.3])
         sampling = SamplingParams(temperature=temperature, seed=dice.choice([None, 5]))
-        talk = talks_of(a_talk, compiler, sampling)[i % 7]
+        talk = talks_of(a_talk, sampling)[i % 7]
         talk.prompt = [*talk.prompt, *dice.choices(range(97, 123), k=dice.randrange(30))]
         talk.joins = dice.randrange(60)
         talk.leaves = talk.joins + 1 + dice.randrange(50) if i % 3 == 0 else None

@@ -17,6 +17,7 @@ from sloserve.planner.speculation import (
     least_chance,
     needed_drafts,
     tokens_due,
+    with_trials,
 )
 
 FLAT = StepModel(w=0.010, a0=0.00001, c1=0.002, a1=0.0002, b=0.0, d=0.0)
@@ -235,6 +236,35 @@ def test_lengths_stay_within_chances_room_and_batch(
         context = load.context + keys
         assert model.step_s(len(rows) + num, context=context, drafts=longest) <= room_s + 1e-12
         assert len(rows) + num <= max_tokens
+
+
+@given(
+    contexts=st.dictionaries(st.integers(0, 20), st.integers(1, 500), max_size=12),
+    drafted=st.lists(st.integers(1, 6), max_size=12),
+    room_s=st.floats(0.0, 0.05),
+    max_tokens=st.integers(1, 60),
+    serial=st.booleans(),
+)
+def test_a_trial_for_the_others_is_added_as_far_as_there_is_room(
+    contexts: dict[int, int], drafted: list[int], room_s: float, max_tokens: int, serial: bool
+) -> None:
+    model = StepModel(w=0.01, a0=0.0003, c1=0.0, a1=0.001, b=1e-6, d=0.0, k2=0.0005)
+    load = Load(len(contexts), float(sum(contexts.values())), 0.0, room_s, max_tokens)
+    counts = dict(zip(contexts, drafted, strict=False))
+    found = with_trials(counts, contexts, load, model, serial=serial)
+    tried = [row_id for row_id in contexts if row_id not in counts and row_id in found]
+    left = [row_id for row_id in contexts if row_id not in found]
+    assert found == counts | dict.fromkeys(tried, 1)
+
+    def fits(counts: dict[int, int]) -> bool:
+        num = sum(counts.values())
+        keys = sum(contexts[i] + j + 1 for i, count in counts.items() for j in range(count))
+        longest = max(counts.values()) if serial else 0
+        time_s = model.step_s(len(contexts) + num, context=load.context + keys, drafts=longest)
+        return time_s <= room_s and len(contexts) + num <= max_tokens
+
+    assert not tried or fits(found)
+    assert not left or not fits({**found, left[0]: 1})
 
 
 # --- acceptance -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Drafts of a step: who gets them, whose blocks they use, and what is booked of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from sloserve.perf import StepModel
 from sloserve.planner import Limits
 from sloserve.scheduler import Batch, Outcome, Proposal, RunnerDrafts, Speculating
+from sloserve.scheduler.speculating import EXPLORE_STEPS
 
 GREEDY_MODEL = StepModel(w=0.010, a0=0.00001, c1=0.0, a1=0.0, b=0.0, d=0.0, k2=0.0001)
 
@@ -33,7 +35,7 @@ class Parrot:
 def drafted(a_world: Any) -> Any:
     """A world whose scheduler speculates."""
 
-    def build(speculating: Speculating, **options: Any) -> Any:
+    def build(speculating: Speculating | None, **options: Any) -> Any:
         world = a_world(**{"model": GREEDY_MODEL, **options})
         world.scheduler.speculating = speculating
         return world
@@ -167,6 +169,35 @@ def test_what_is_never_right_is_not_drafted_for_long_but_tried_again(drafted: An
     assert numbers[0] > 0
     assert sum(numbers[20:]) <= 6
     assert sum(numbers[20:]) >= 1
+
+
+@pytest.mark.parametrize(("room_tokens", "num_tried"), [(2, 0), (4, 1), (9, 3)])
+def test_trying_drafts_again_makes_no_step_longer_than_its_room(
+    drafted: Any, room_tokens: int, num_tried: int
+) -> None:
+    busy = StepModel(w=0.0, a0=0.001, c1=0.0, a1=0.0, b=0.0, d=0.0)
+    world = drafted(None, model=busy)
+    for _ in range(3):
+        world.add(world.request(1, output=40, tpot_s=10.0))
+    commit(world, world.plan(), num_accepted=0)
+    rows, speculating, most = world.plan().rows, Speculating(Parrot()), 0
+    for row in rows:
+        for _ in range(20):  # nothing that is drafted is right: it pays for nobody
+            speculating.observe(row, Outcome(token_id=9, num_drafted=1))
+    for _ in range(EXPLORE_STEPS):
+        given = [replace(row) for row in rows]
+        speculating.draft(
+            given,
+            holdings=world.scheduler.holdings,
+            limits=world.scheduler.limits,
+            model=busy,
+            now_s=world.now_s,
+            room_s=busy.step_s(room_tokens),
+            margin_s=0.0,
+            max_model_len=10_000,
+        )
+        most = max(most, sum(row.num_drafts for row in given))
+    assert most == num_tried
 
 
 def test_steps_that_take_longer_with_drafts_teach_that(drafted: Any) -> None:

@@ -89,6 +89,20 @@ RECORDED: list[tuple[str, str, Told]] = [
     ("llama3", "<|python_tag|>print(1)", ("print(1)", [])),
     ("llama3", " {", (" {", [])),
     ("mistral", "[TOOL_CALLS] sorry, no", ("[TOOL_CALLS] sorry, no", [])),
+    (
+        "mistral",  # the first marker was none, the second is
+        'a [TOOL_CALLS]: [TOOL_CALLS]add{"a": 1}',
+        ("a [TOOL_CALLS]:", [("add", '{"a": 1}')]),
+    ),
+    ("mistral", "[TOOL_CALLS] [1, 2]", ("[TOOL_CALLS] [1, 2]", [])),
+    ("mistral", "[TOOL_CALLS] [ ", ("[TOOL_CALLS] [ ", [])),
+    ("mistral", '[TOOL_CALLS][{"a": 1}]', ('[TOOL_CALLS][{"a": 1}]', [])),
+    ("mistral", '[TOOL_CALLS] {"a"', ('[TOOL_CALLS] {"a"', [])),
+    (
+        "mistral",
+        '[TOOL_CALLS][{"name": "add"}, {"a": 1}, 2]',
+        (', {"a": 1}, 2]', [("add", "{}")]),
+    ),
     ("mistral", "see [1] and [TOOL", ("see [1] and [TOOL", [])),
     ("mistral", "so\n[TOOL_CALLS] and", ("so\n[TOOL_CALLS] and", [])),
     ("hermes", "so\n\n<tool_call> and", ("so\n\n<tool_call> and", [])),
@@ -188,3 +202,8 @@ def test_whatever_comes_nothing_breaks_and_cuts_make_no_difference(
     whole = told(how, ["".join(parts)])
     assert told(how, parts) == whole
     assert told(how, list("".join(parts))) == whole
+
+
+def test_brackets_without_end_are_text_and_break_nothing() -> None:
+    deep = '{"name": "add", "x": ' + "[" * 5000 + "]" * 5000 + "}"
+    assert told("llama3", [deep]) == (deep, [])

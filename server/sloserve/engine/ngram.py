@@ -12,6 +12,9 @@ from sloserve.scheduler import Proposal
 
 LONGEST, SHORTEST = 3, 1
 """Tokens that must agree; the number of them is the proposal's grade."""
+READ_TOKENS = 512
+"""Taken into an index in one proposal, at most: half a millisecond, and proposals stand between
+two steps. A long prompt takes several, in which nothing is proposed."""
 
 
 class _Index:
@@ -23,13 +26,18 @@ class _Index:
         self._after: dict[tuple[int, ...], int] = {}  # n-gram: the position after it
         self._num_read = 0
 
-    def read(self, tokens: Sequence[int]) -> None:
-        """Take in the n-grams that end before the last token: it must not find itself."""
-        after, end = self._after, len(tokens) - 1
-        for position in range(max(self._num_read, 1), end + 1):
+    def read(self, tokens: Sequence[int]) -> bool:
+        """
+        Take in the n-grams that end before the last token (it must not find itself), as far as
+        READ_TOKENS go; whether there are no more.
+        """
+        after, begin = self._after, max(self._num_read, 1)
+        end = min(len(tokens), begin + READ_TOKENS)
+        for position in range(begin, end):
             for size in range(SHORTEST, min(LONGEST, position) + 1):
                 after[tuple(tokens[position - size : position])] = position
-        self._num_read = max(self._num_read, end + 1)
+        self._num_read = max(begin, end)
+        return end >= len(tokens)
 
     def find(self, tokens: Sequence[int]) -> tuple[int, int]:
         """(the position to continue from, how many tokens agreed); agreed 0: nowhere."""
@@ -41,7 +49,10 @@ class _Index:
 
 
 class NgramDrafter:
-    """Keeps an index per request until `forget`. A proposal takes O(new tokens + its length)."""
+    """
+    Keeps an index per request until `forget`. A proposal takes O(new tokens + its length), of new
+    tokens READ_TOKENS at most.
+    """
 
     serial = False
 
@@ -49,11 +60,12 @@ class NgramDrafter:
         self._indices: dict[int, _Index] = {}
 
     def propose(self, request_id: int, tokens: Sequence[int], *, most: int) -> Proposal:
-        """At most `most` tokens that may follow; none when nothing was said twice."""
+        """At most `most` tokens that may follow; none when nothing was said twice, or is unread."""
         index = self._indices.get(request_id)
         if index is None:
             index = self._indices[request_id] = _Index()
-        index.read(tokens)
+        if not index.read(tokens):
+            return Proposal(0)
         start, grade = index.find(tokens)
         if not grade:
             return Proposal(0)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from sloserve.engine.runner import ModelFacts
 from sloserve.engine.tokenizer import Tokenizer
@@ -11,12 +11,11 @@ from sloserve.errors import BadInput, Reason, Unavailable
 from sloserve.grammar.constraint import Constraint
 from sloserve.grammar.matcher import Grammar
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 MAX_COMPILE_S = 10.0
+MAX_WAIT_S = 10.0
+"""For others to be compiled, before it is begun with this one."""
 NUM_THREADS = 2
 MAX_WAITING = 64
 """Grammars that are compiled or wait for it at once; more are sent away."""
@@ -40,7 +39,7 @@ class Compiles(Protocol):
 
 class Grammars:
     """
-    Compiles for one replica: `NUM_THREADS` at a time, each within `MAX_COMPILE_S`.
+    Compiles for one replica: `NUM_THREADS` at a time, each within `max_compile_s` once it is begun.
 
     `without` says why there is no compiler, when there is none.
     """
@@ -51,10 +50,12 @@ class Grammars:
         *,
         without: str = NOT_INSTALLED,
         max_compile_s: float = MAX_COMPILE_S,
+        max_wait_s: float = MAX_WAIT_S,
     ) -> None:
         self._compiler = compiler
         self._without = without
         self._max_compile_s = max_compile_s
+        self._max_wait_s = max_wait_s
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="sloserve-grammar")
         self._num_waiting = 0
 
@@ -66,7 +67,7 @@ class Grammars:
     async def compile(self, constraint: Constraint) -> Grammar:
         """
         The grammar of a constraint. Raises BadInput for one that is wrong or takes too long, and
-        Unavailable when too many wait.
+        Unavailable when too many wait, or it waited too long for others.
         """
         self.check(constraint.field)
         compiler = self._compiler
@@ -78,11 +79,17 @@ class Grammars:
             raise Unavailable(
                 Reason.QUEUE_FULL, f"{self._num_waiting} grammars wait to be compiled here"
             )
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def work() -> Grammar:
+            loop.call_soon_threadsafe(begun.set)
+            return compiler.compile(constraint)
+
         self._num_waiting += 1
+        compiled = loop.run_in_executor(self._pool, work)
         try:
-            loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(self._pool, compiler.compile, constraint)
-            return await asyncio.wait_for(work, self._max_compile_s)
+            await self._wait_for_begin(begun)
+            return await asyncio.wait_for(compiled, self._max_compile_s)
         except TimeoutError:
             raise BadInput(
                 f"this {constraint.kind} takes longer to compile than the"
@@ -90,7 +97,18 @@ class Grammars:
                 field=constraint.field,
             ) from None
         finally:
+            compiled.cancel()  # is not begun with any more; what was begun runs to its end
             self._num_waiting -= 1
+
+    async def _wait_for_begin(self, begun: asyncio.Event) -> None:
+        try:
+            await asyncio.wait_for(begun.wait(), self._max_wait_s)
+        except TimeoutError:
+            raise Unavailable(
+                Reason.QUEUE_FULL,
+                f"this replica compiled other grammars for {self._max_wait_s:g} s, and could not"
+                " begin with this one",
+            ) from None
 
 
 def make_grammars(tokenizer: Tokenizer, facts: ModelFacts) -> Grammars:

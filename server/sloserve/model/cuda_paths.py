@@ -39,8 +39,13 @@ def choose_cuda_path(
     for name in ORDER if asked == "auto" else (asked,):
         reason = _why_not(name, dtype=dtype, layers=layers, terms=terms)
         if reason is None:
-            _log.info("attention on %s: %s", device, "; ".join([name, *reasons]))
-            return _make(name, device)
+            try:
+                path = _make(name, device)
+            except (ImportError, OSError, AttributeError) as error:  # built for another torch, say
+                reason = f"it is installed, but can't be imported: {error}"
+            else:
+                _log.info("attention on %s: %s", device, "; ".join([name, *reasons]))
+                return path
         reasons.append(f"not {name}: {reason}")
     raise BadInput(
         f"attention by {asked} can't be had: {reason}; allowed on cuda: auto, {', '.join(ORDER)}",

@@ -1,42 +1,30 @@
 """From a folder of weights to a runner that has proved itself."""
 
 import gc
-import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
 from sloserve.engine.runner import ModelFacts
 from sloserve.errors import BadInput
 from sloserve.model import hardware
 from sloserve.model.attention import NAME
-from sloserve.model.choice import choose_path
-from sloserve.model.cuda_load import cuda_runner, out_of_memory_told
+from sloserve.model.checkpoint import model_len, read_config, read_weights, weight_bytes
+from sloserve.model.cuda_load import cuda_runner
 from sloserve.model.drafting import DraftModel
 from sloserve.model.gathered import Gathered
-from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for, readable
-from sloserve.model.linear import can_pack, pack_linears
-from sloserve.model.path import AttentionPath
+from sloserve.model.kv import KvCache, bytes_per_token, num_blocks_for, readable
+from sloserve.model.proved import OnPhase, Proved, prove
 from sloserve.model.recommended import default_sampling, end_tokens
 from sloserve.model.runner import TorchRunner
-from sloserve.model.selftest import Mismatch, Reference, check, reference
-from sloserve.model.structure import AttentionLayer, attention_layers, use_attention
-from sloserve.model.terms import Unsupported
+from sloserve.model.selftest import Mismatch
+from sloserve.model.structure import use_attention
 from sloserve.model.tokenizer import HfTokenizer
-from sloserve.model.windowtest import check_windows
 from sloserve.slo.service import EngineSpec, ModelSpec
 
 _log = logging.getLogger(__name__)
-
-OnPhase = Callable[[str, int, int], None]
-"""Called with a phase's name, bytes done and bytes in total (0: not counted)."""
 
 
 def load_model(
@@ -91,24 +79,22 @@ def load_runner(
     device = _device(engine)
     num_threads = engine.threads or hardware.num_cores()
     torch.set_num_threads(num_threads)
-    config = _read_config(path)
-    max_model_len = _model_len(config, model.max_model_len)
-    num_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    config = read_config(path)
+    max_model_len = model_len(config, model.max_model_len)
     dtype = _dtype(engine.dtype, device)
     try:
-        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, num_bytes)
+        loaded = _load(path, engine, dtype, device, max_model_len, on_phase)
     except Mismatch as error:
         if engine.dtype != "auto" or dtype is torch.float32:
             raise
         _log.warning("%s does not hold here, taking float32: %s", dtype, error.message)
         gc.collect()
-        loaded = _load(path, engine, torch.float32, device, max_model_len, on_phase, num_bytes)
-    drafting: _Loaded | None = None
+        loaded = _load(path, engine, torch.float32, device, max_model_len, on_phase)
+    drafting: Proved | None = None
     draft_len = 0
     if drafter is not None:
-        draft_len = min(max_model_len, _model_len(_read_config(drafter), None))
-        num_bytes = sum(file.stat().st_size for file in drafter.glob("*.safetensors"))
-        drafting = _load(drafter, engine, loaded.dtype, device, draft_len, on_phase, num_bytes)
+        draft_len = min(max_model_len, model_len(read_config(drafter), None))
+        drafting = _load(drafter, engine, loaded.dtype, device, draft_len, on_phase)
     on_phase("allocating the KV cache", 0, 0)
     return _runner(
         loaded,
@@ -132,8 +118,8 @@ def runner_over(
     on_phase: OnPhase = lambda phase, done, total: None,
 ) -> TorchRunner:
     """The runner over weights that are in memory already, tested like those of a folder."""
-    device, max_model_len = _device(engine), _model_len(network.config, model.max_model_len)
-    loaded = _proved(network, engine, network.dtype, device, max_model_len, on_phase)
+    device, max_model_len = _device(engine), model_len(network.config, model.max_model_len)
+    loaded = prove(network, engine, network.dtype, device, max_model_len, on_phase)
     return _runner(
         loaded,
         None,
@@ -148,15 +134,6 @@ def runner_over(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    model: PreTrainedModel
-    shapes: list[LayerShape]
-    dtype: torch.dtype
-    attention: AttentionPath
-    worst: float  # the self-test's largest difference
-
-
 def _load(
     path: Path,
     engine: EngineSpec,
@@ -164,115 +141,17 @@ def _load(
     device: torch.device,
     max_model_len: int,
     on_phase: OnPhase,
-    num_bytes: int,
-) -> _Loaded:
+) -> Proved:
+    num_bytes = weight_bytes(path)
     on_phase("loading weights", 0, num_bytes)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        answer = AutoModelForCausalLM.from_pretrained(
-            path,
-            output_loading_info=True,
-            dtype=dtype,
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BadInput(f"{path} can't be loaded: {error}", field="model.source") from error
-    network, notes = cast("tuple[PreTrainedModel, dict[str, set[str]]]", answer)
-    if lost := sorted(notes["missing_keys"]):  # transformers would leave them random
-        raise BadInput(
-            f"{path} lacks {len(lost)} of the model's weights, among them {lost[0]}",
-            field="model.source",
-        )
+    network = read_weights(path, dtype=dtype)
     on_phase("loading weights", num_bytes, num_bytes)
-    return _proved(network, engine, dtype, device, max_model_len, on_phase)
-
-
-def _proved(
-    network: PreTrainedModel,
-    engine: EngineSpec,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_model_len: int,
-    on_phase: OnPhase,
-) -> _Loaded:
-    """The model on its device, with the attention that passed the load-time tests."""
-    network.train(False).requires_grad_(False)
-    with out_of_memory_told(network, device):
-        network.to(device)  # type: ignore[arg-type]
-        return _tested(network, engine, dtype, device, max_model_len, on_phase)
-
-
-def _tested(
-    network: PreTrainedModel,
-    engine: EngineSpec,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_model_len: int,
-    on_phase: OnPhase,
-) -> _Loaded:
-    on_phase("preparing attention", 0, 0)
-    layers = attention_layers(network, max_model_len=max_model_len)
-    shapes = [layer.shape for layer in layers]
-    attention = choose_path(
-        engine.attention,
-        device=device,
-        dtype=dtype,
-        layers=shapes,
-        terms=[layer.terms for layer in layers],
-    )
-    on_phase("testing the model", 0, 0)
-    expected = reference(network, max_model_len=max_model_len)
-    if device.type == "cpu" and can_pack(dtype):
-        pack_linears(network)
-        gc.collect()
-    try:
-        worst = _test(network, layers, expected, attention, max_model_len=max_model_len)
-    except Unsupported as error:  # also where the kernel can't be run
-        if engine.attention != "auto" or isinstance(attention, Gathered):
-            raise
-        worst = _test(network, layers, expected, Gathered(), max_model_len=max_model_len)
-        _log.warning(
-            "attention by torch's kernels, the %s one does not hold here: %s",
-            attention.name,
-            error.message,
-        )
-        attention = Gathered()
-    return _Loaded(network, shapes, dtype, attention, worst)
-
-
-def _test(
-    network: PreTrainedModel,
-    layers: Sequence[AttentionLayer],
-    expected: Reference,
-    attention: AttentionPath,
-    *,
-    max_model_len: int,
-) -> float:
-    """The largest difference of any logit; raises Mismatch when the model must not be served so."""
-    worst = check(
-        network,
-        [layer.shape for layer in layers],
-        expected,
-        max_model_len=max_model_len,
-        path=attention,
-    )
-    check_windows(
-        type(network).__name__,
-        layers,
-        max_model_len=max_model_len,
-        dtype=network.dtype,
-        device=network.device,
-        path=attention,
-    )
-    return worst
+    return prove(network, engine, dtype, device, max_model_len, on_phase)
 
 
 def _runner(
-    loaded: _Loaded,
-    drafting: _Loaded | None,
+    loaded: Proved,
+    drafting: Proved | None,
     *,
     draft_len: int,
     model: ModelSpec,
@@ -369,65 +248,6 @@ def _device(engine: EngineSpec) -> torch.device:
     if engine.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("cuda is asked for, but torch sees no GPU here", field="engine.device")
     return torch.device(engine.device)
-
-
-def _read_config(path: Path) -> PreTrainedConfig:
-    if not path.is_dir():
-        raise BadInput(f"{path} is no folder", field="model.source")
-    if (path / "adapter_config.json").exists():
-        raise BadInput(f"{path} holds a LoRA adapter, not a model", field="model.source")
-    if not (path / "config.json").exists():
-        raise BadInput(f"{path} has no config.json", field="model.source")
-    if not any(path.glob("*.safetensors")):
-        raise BadInput(
-            f"{path} has no *.safetensors; other weight formats can run code and are not read",
-            field="model.source",
-        )
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            path, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise BadInput(f"{path}/config.json: {error}", field="model.source") from error
-    return config
-
-
-def _model_len(config: PreTrainedConfig, asked: int | None) -> int:
-    """The longest request: what is asked for, never past what the model was made for."""
-    text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
-    long_rope = _long_rope_limit(text)
-    if long_rope is not None and (limit is None or long_rope < limit):
-        if asked is None:
-            _log.warning("longrope: requests end at %d tokens (the short factors)", long_rope)
-        limit = long_rope
-        why = (
-            f"past {limit} tokens its rotary embedding (longrope) follows the longest request of "
-            f"the batch and would change all others"
-        )
-    else:
-        why = f"the model was made for {limit} positions (max_position_embeddings)"
-    if asked is None:
-        if limit is None:
-            raise BadInput(
-                "the model names no longest position; set one", field="model.maxModelLen"
-            )
-        return int(limit)
-    if limit is not None and asked > limit:
-        raise BadInput(f"{asked} is too long: {why}", field="model.maxModelLen")
-    return asked
-
-
-def _long_rope_limit(config: PreTrainedConfig) -> int | None:
-    """Up to here a longrope model uses its short factors only."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [parameters, *(v for v in parameters.values() if isinstance(v, dict))]
-    limits = [
-        int(kind.get("original_max_position_embeddings") or config.max_position_embeddings)
-        for kind in kinds
-        if kind.get("rope_type") == "longrope"
-    ]
-    return min(limits) if limits else None
 
 
 def _dtype(asked: str, device: torch.device) -> torch.dtype:

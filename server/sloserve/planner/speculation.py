@@ -12,7 +12,7 @@ the knee of the step model a draft costs what a sure token costs), and nobody is
 vain when slack is ample. The step never gets longer than the plan has room for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from math import ceil, inf
@@ -97,6 +97,36 @@ def draft_lengths(
     return {row_id: count for row_id, count in best.items() if count > 0}
 
 
+def with_trials(
+    counts: Mapping[int, int],
+    contexts: Mapping[int, int],
+    load: Load,
+    model: StepModel,
+    *,
+    serial: bool = False,
+    factor: float = 1.0,
+) -> dict[int, int]:
+    """
+    `counts` and a single draft for the others of `contexts` (by id the keys that a decode's own
+    token attends to), in their order, as far as the step has room: what drafts come to is
+    learned by trying. The other arguments as for `draft_lengths`.
+    """
+    found = dict(counts)
+    num, longest = sum(counts.values()), max([1, *counts.values()])
+    keys = sum(_keys(contexts[row_id], count) for row_id, count in counts.items())
+    for row_id, context in contexts.items():
+        if row_id in found:
+            continue
+        num, keys = num + 1, keys + context + 1
+        time_s = _step_s(
+            load, model, num=num, context=keys, longest=longest if serial else 0, factor=factor
+        )
+        if time_s > load.room_s or load.num_tokens + num > load.max_tokens:
+            break
+        found[row_id] = 1
+    return found
+
+
 def _step_s(
     load: Load, model: StepModel, *, num: int, context: float, longest: int, factor: float
 ) -> float:
@@ -107,9 +137,9 @@ def _step_s(
     return time_s * factor if num else time_s
 
 
-def _keys(row: Draftable, count: int) -> float:
-    """Keys that `count` drafts of a row attend to."""
-    return count * row.context + count * (count + 1) / 2
+def _keys(context: int, count: int) -> float:
+    """Keys that `count` drafts attend to, where a row's own token attends to `context`."""
+    return count * context + count * (count + 1) / 2
 
 
 def _by_need(
@@ -123,7 +153,7 @@ def _by_need(
         count = needed_drafts(row.chances, row.num_needed)
         while count > 0:
             deep = max(longest, count) if serial else 0
-            keys = context + _keys(row, count)
+            keys = context + _keys(row.context, count)
             time_s = _step_s(
                 load, model, num=num + count, context=keys, longest=deep, factor=factor
             )
@@ -150,7 +180,7 @@ def _worth(
     for row in rows if needed else ():
         count = needed.get(row.id, 0)
         start += sum(row.chances[:count])
-        num, keys, longest = num + count, keys + _keys(row, count), max(longest, count)
+        num, keys, longest = num + count, keys + _keys(row.context, count), max(longest, count)
     plain_s = _step_s(
         load, model, num=num, context=keys, longest=longest if serial else 0, factor=factor
     )

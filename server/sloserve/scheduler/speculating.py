@@ -7,14 +7,21 @@ from typing import Protocol
 from sloserve.perf import StepModel
 from sloserve.planner import Limits, Row, Tier
 from sloserve.planner.acceptance import Acceptance
-from sloserve.planner.speculation import Draftable, draft_lengths, least_chance, tokens_due
+from sloserve.planner.speculation import (
+    Draftable,
+    draft_lengths,
+    least_chance,
+    tokens_due,
+    with_trials,
+)
 from sloserve.scheduler.batch import Batch, BatchRow, Outcome, load_of
 from sloserve.scheduler.holdings import Holdings
 
 HEADROOM_SHARE = 0.05
 """Drafts take new blocks only while so much of the pool stays free."""
 EXPLORE_STEPS = 64
-"""Every so many steps, those that drafts did not pay for get a single one: they may pay now."""
+"""Every so many steps, those that drafts did not pay for get a single one, as far as the step has
+room: they may pay now."""
 PROPOSE_S = 10e-6
 MAX_PROPOSE_SHARE = 0.02
 """What asking for and judging drafts costs per request between two steps; where that is more than
@@ -150,7 +157,12 @@ class Speculating:
             counts = draft_lengths(draftable, load, model, serial=self.serial, factor=self.factor)
             self._num_steps += 1
             if self._num_steps % EXPLORE_STEPS == 0:
-                counts = dict.fromkeys(offered, 1) | counts
+                contexts = {
+                    row.request.id: row.start + 1 for row in decodes if row.request.id in offered
+                }
+                counts = with_trials(
+                    counts, contexts, load, model, serial=self.serial, factor=self.factor
+                )
         num_left = limits.max_batch_tokens - load.num_tokens
         for row in decodes if counts else ():
             count = min(counts.get(row.request.id, 0), num_left)

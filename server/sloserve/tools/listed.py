@@ -12,7 +12,8 @@ from sloserve.tools.searching import Search
 MARKER = "[TOOL_CALLS]"
 ARGS = "[ARGS]"
 _NAME = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(?=\{)")
-_UNFINISHED = re.compile(r"\s*[\w.-]*\s*(\[[A-Z_]*(\]\s*\w*\s*(\[[A-Z]*(\]\s*)?)?)?)?")
+_FIRST = re.compile(r"\s*(?:\[\s*)?(?=\{)")
+_UNFINISHED = re.compile(r"\s*\[\s*|\s*[\w.-]*\s*(\[[A-Z_]*(\]\s*\w*\s*(\[[A-Z]*(\]\s*)?)?)?)?")
 MAX_NAME = 256
 """Characters after the marker without a call, from which they are text."""
 
@@ -24,7 +25,8 @@ class MistralParser:
         self.num_calls = 0
         self._search = Search(MARKER, blanks=True)
         self._place = "text"
-        self._held = ""  # since the marker, while it may turn out to be no call
+        self._lead = ""  # the marker, where what is held comes right after it
+        self._held = ""  # since the marker or the call before, while it may turn out to be no call
         self._call = CallReader()
         self._begun = False
         self._arguments = ValueReader()
@@ -39,7 +41,7 @@ class MistralParser:
                     if before:
                         pieces.append(Content(before))
                     if found:
-                        self._place = "marked"
+                        self._place, self._lead, self._held = "marked", self._search.found, ""
                 case "marked":
                     text = self._after_marker(text, pieces)
                 case "list":
@@ -54,36 +56,42 @@ class MistralParser:
         """What is still held."""
         held = self._search.flush()
         if self._place == "marked" or (self._place == "call" and not self._begun):
-            held = self._search.found + self._held
+            held = self._lead + self._held
         return [Content(held)] if held else []
 
     def _after_marker(self, text: str, pieces: list[Piece]) -> str:
         text, self._held = self._held + text, ""
-        rest = text.lstrip(WHITESPACE)
-        if rest.startswith(("[{", "{")) or re.match(r"\[\s*(\{|$)", rest):
-            self._place = "list"
-            return rest
+        if found := _FIRST.match(text):
+            return self._begin_call(text, found.end())
         if found := _NAME.match(text):
             self._start(found[1], pieces)
             self._place, self._arguments = "arguments", ValueReader()
             return text[found.end() :]
         if len(text) > MAX_NAME or not _UNFINISHED.fullmatch(text):
-            pieces.append(Content(self._search.found + text))
+            pieces.append(Content(self._lead))
             self._place = "text"
-        else:
-            self._held = text
+            return text
+        self._held = text
         return ""
 
     def _in_list(self, text: str) -> str:
-        rest = text.lstrip(WHITESPACE + "[,")
+        """After a call: another one, the end of the list, or text."""
+        text, self._held = self._held + text, ""
+        rest = text.lstrip(WHITESPACE + ",")
         if not rest:
+            self._held = text
             return ""
         if rest[0] == "{":
-            self._place, self._call, self._begun = "call", CallReader(), False
-            self._held = ""
-            return rest
+            self._lead = ""
+            return self._begin_call(text, len(text) - len(rest))
         self._place = "text"
-        return rest[1:] if rest[0] == "]" else rest
+        return rest[1:] if rest[0] == "]" else text.lstrip(WHITESPACE)
+
+    def _begin_call(self, text: str, at: int) -> str:
+        """A JSON object begins there."""
+        self._place, self._call, self._begun = "call", CallReader(), False
+        self._held = text[:at]
+        return text[at:]
 
     def _in_call(self, text: str, pieces: list[Piece]) -> str:
         call = self._call
@@ -95,11 +103,12 @@ class MistralParser:
         if self._begun and (more := call.take_arguments()):
             pieces.append(CallArguments(self.num_calls - 1, more))
         if call.done:
-            self._place = "list"
+            self._place, self._held = "list", ""
         elif call.broken:
             self._place = "text"
             if not self._begun:
-                pieces.append(Content(self._search.found + self._held))
+                pieces.append(Content(self._lead + self._held))
+            self._held = ""
         return text[end:]
 
     def _in_arguments(self, text: str, pieces: list[Piece]) -> str:

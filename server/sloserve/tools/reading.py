@@ -145,7 +145,7 @@ class CallReader:
             return
         try:
             value = json.loads(self._raw, strict=False)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for what a stuck model writes
             self.broken = True
             return
         if is_key:
