@@ -220,7 +220,7 @@ def attend(
             )
         ]
         slots = torch.tensor([table[i // 16] * 16 + i % 16 for i in range(context)]).long()
-        cache.write(0, slots, of_all[1][:context], of_all[2][:context])
+        cache.write(0, slots, of_all[1].transpose(0, 1), of_all[2].transpose(0, 1))
         for into, of in zip((query, key, value), of_all, strict=True):
             into[0, first : first + count] = of[context:]
     with torch.inference_mode(), current_step(batch, cache):

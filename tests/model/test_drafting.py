@@ -254,6 +254,19 @@ def test_a_long_prompt_is_caught_up_with_beside_several_steps(the_world: Any) ->
     assert found == [0, 0, 2, 2]
 
 
+def test_a_request_that_comes_back_with_fewer_blocks_is_not_computed_anew(the_world: Any) -> None:
+    world = the_world("drafted llama", FAMILIES["llama"])
+    drafter = a_drafter(world, llama(), world.runner)
+    drafter._max_len = 4 * CATCH_UP_TOKENS
+    tokens = [3 + i % 90 for i in range(CATCH_UP_TOKENS + 14)]
+    last = len(tokens) - 1
+    blocks = list(range(last // world.runner.cache.block_size + 2))  # the last one for drafts
+    row = StepRow(1, tokens, last, last, 1, blocks, True, GREEDY, num_drafts=4)
+    assert [len(drafter.fill([row])[0][0].drafts) for _ in range(2)] == [0, 4]
+    again = replace(row, block_table=blocks[:-1], num_drafts=1)
+    assert len(drafter.fill([again])[0][0].drafts) == 1
+
+
 def test_a_draft_model_is_loaded_beside_the_large_one_and_shares_its_memory() -> None:
     tiny = resolve_source("builtin://tiny")
     runner, _ = load_model(

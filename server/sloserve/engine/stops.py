@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from sloserve.tools.searching import overlap
+
 
 class StopFinder:
     """
@@ -37,7 +39,7 @@ class StopFinder:
             self._held = ""
             at, stop = found
             return text[: at + len(stop) if self._include else at], stop
-        keep = max(_overlap(text, stop) for stop in self._stops)
+        keep = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
 
@@ -45,11 +47,3 @@ class StopFinder:
         """What is still held, when nothing more will come."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The longest end of `text` that begins `stop`, in characters."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

@@ -36,7 +36,7 @@ class Vocabulary:
 
 class Compiler:
     """
-    Compiles for one vocabulary. Any number of threads may; equal constraints are compiled once.
+    Compiles for one vocabulary. Any number of threads may. What was compiled lately is kept.
 
     Raises BadInput for a tokenizer that llguidance can't read.
     """

@@ -35,12 +35,11 @@ def choose_path(
     """
     if device.type == "cuda":
         return choose_cuda_path(asked, device=device, dtype=dtype, layers=layers, terms=terms)
-    if asked == "torch" or (asked == "auto" and device.type != "cpu"):
+    if asked == "torch":
         return Gathered()
-    if asked not in ("auto", "compiled") or device.type != "cpu":
+    if asked not in ("auto", "compiled"):
         raise BadInput(
-            f"{asked} is for another device than {device.type}; allowed here: "
-            f"{'auto, torch, compiled' if device.type == 'cpu' else 'auto, torch'}",
+            f"{asked} is for another device than cpu; allowed here: auto, torch, compiled",
             field="engine.attention",
         )
     try:

@@ -53,12 +53,7 @@ class FlashPath:
     ) -> Tensor:
         """As `AttentionPath.attend`."""
         num_tokens = batch.slots.shape[0]
-        cache.write(
-            layer,
-            batch.slots,
-            key[:, :num_tokens].transpose(0, 1),
-            value[:, :num_tokens].transpose(0, 1),
-        )
+        cache.write(layer, batch.slots, key, value)
         step = batch.kept.get(self.name)
         if not isinstance(step, Varlen):
             step = batch.kept[self.name] = varlen_of(batch)

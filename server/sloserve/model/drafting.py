@@ -172,10 +172,9 @@ class DraftModel:
         computed = self._computed.get(row.request_id)
         if computed is None:
             return 0
-        num_same = len(computed.blocks)
-        if computed.blocks != list(row.block_table[:num_same]):
-            pairs = zip(computed.blocks, row.block_table, strict=False)
-            num_same = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+        held = list(row.block_table[: len(computed.blocks)])
+        same = held == computed.blocks  # as it mostly is
+        num_same = len(held) if same else num_equal(held, computed.blocks)
         num_kept = num_equal(row.tokens[computed.num_known :], computed.drafts)
         most = len(row.tokens) - 1, num_same * self.cache.block_size
         return min(computed.num_known + num_kept, *most)

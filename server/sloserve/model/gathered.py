@@ -88,12 +88,7 @@ class Gathered:
     ) -> Tensor:
         """As `AttentionPath.attend`."""
         num_tokens = batch.slots.shape[0]
-        cache.write(
-            layer,
-            batch.slots,
-            key[:, :num_tokens].transpose(0, 1),
-            value[:, :num_tokens].transpose(0, 1),
-        )
+        cache.write(layer, batch.slots, key, value)
         gathers = batch.kept.get(self.name)
         if not isinstance(gathers, Gathers):
             gathers = batch.kept[self.name] = gathers_of(batch)

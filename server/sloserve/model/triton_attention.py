@@ -47,12 +47,7 @@ class TritonPath:
     ) -> Tensor:
         """As `AttentionPath.attend`."""
         num_tokens = batch.slots.shape[0]
-        cache.write(
-            layer,
-            batch.slots,
-            key[:, :num_tokens].transpose(0, 1),
-            value[:, :num_tokens].transpose(0, 1),
-        )
+        cache.write(layer, batch.slots, key, value)
         tokens = query.transpose(0, 1)  # (P, H, D)
         out = query.new_empty(*tokens.shape[:2], value.shape[2])
         out[num_tokens:] = 0

@@ -89,9 +89,9 @@ def _count(
     cache.write(
         0,
         marked,
-        torch.zeros(_NUM_MARKS, shape.num_kv_heads, shape.key_size, dtype=dtype, device=device),
+        torch.zeros(shape.num_kv_heads, _NUM_MARKS, shape.key_size, dtype=dtype, device=device),
         torch.full(
-            (_NUM_MARKS, shape.num_kv_heads, shape.value_size), window, dtype=dtype, device=device
+            (shape.num_kv_heads, _NUM_MARKS, shape.value_size), window, dtype=dtype, device=device
         ),
     )
     tokens, table = range(num_tokens), range(num_blocks)

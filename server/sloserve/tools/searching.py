@@ -29,7 +29,7 @@ class Search:
             before = text[:at].rstrip(WHITESPACE) if self._blanks else text[:at]
             self.found = text[len(before) : end]
             return before, True, text[end:]
-        keep = len(text) - _overlap(text, self._marker)
+        keep = len(text) - overlap(text, self._marker)
         if self._blanks:
             keep = len(text[:keep].rstrip(WHITESPACE))
         self._held = text[keep:]
@@ -41,7 +41,7 @@ class Search:
         return held
 
 
-def _overlap(text: str, marker: str) -> int:
+def overlap(text: str, marker: str) -> int:
     """The longest end of `text` that begins `marker`, in characters."""
     for length in range(min(len(text), len(marker) - 1), 0, -1):
         if text.endswith(marker[:length]):
