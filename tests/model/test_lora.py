@@ -1,6 +1,7 @@
 """Adapters served beside each other say what plain transformers with PEFT says of each alone."""
 
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def an_adapter(base: Path, folder: Path, *, seed: int, **config: Any) -> Path:
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
                 parameter.normal_(0.0, 0.3)
-    adapted.save_pretrained(folder)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of embeddings it saves
+        adapted.save_pretrained(folder)
     return folder
 
 
@@ -109,7 +111,7 @@ def the_adapted(
             base = weights(a_config(family), tmp_path_factory.mktemp(family) / "model")
             targets = FAMILIES[family][2]
             like: Callable[..., Path] = lambda name, **more: an_adapter(  # noqa: E731
-                base, base.parent / name, seed=len(name), **more
+                base, base.parent / name, seed=len(name), fan_in_fan_out=family == "gpt2", **more
             )
             built[family] = World(
                 base,

@@ -56,7 +56,7 @@ def read_adapter(folder: Path, *, name: str, model: PreTrainedModel, dtype: torc
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"adapter '{name}': {folder / WEIGHTS}: {error}", field=FIELD) from error
-    sides = _by_module(tensors, name)
+    sides = _by_module(tensors, name, model)
     linears = {
         path: sizes
         for path, module in model.named_modules()
@@ -70,11 +70,15 @@ def read_adapter(folder: Path, *, name: str, model: PreTrainedModel, dtype: torc
     return Adapter(name, factors)
 
 
-def _by_module(tensors: Mapping[str, Tensor], name: str) -> dict[str, dict[str, Tensor]]:
+def _by_module(
+    tensors: Mapping[str, Tensor], name: str, model: PreTrainedModel
+) -> dict[str, dict[str, Tensor]]:
     sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         found = _KEY.fullmatch(key)
         if found is None:
+            if _is_the_models_own(key, tensor, model):
+                continue
             raise BadInput(
                 f"adapter '{name}': {WEIGHTS} holds '{key}'; served are changes of linear layers "
                 "(base_model.model.LAYER.lora_A.weight and lora_B.weight) and nothing else: "
@@ -85,6 +89,15 @@ def _by_module(tensors: Mapping[str, Tensor], name: str) -> dict[str, dict[str, 
     if not sides:
         raise BadInput(f"adapter '{name}': {WEIGHTS} holds no weights", field=FIELD)
     return sides
+
+
+def _is_the_models_own(key: str, tensor: Tensor, model: PreTrainedModel) -> bool:
+    """A copy of an unchanged weight: PEFT saves those of embeddings beside an adapter of them."""
+    path = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    own = dict(model.named_parameters(remove_duplicate=False)).get(path)
+    if own is None or own.shape != tensor.shape:
+        return False
+    return torch.equal(own, tensor.to(device=own.device, dtype=own.dtype))
 
 
 def _unknown(
