@@ -1,18 +1,29 @@
 """Adapters served beside each other say what plain transformers with PEFT says of each alone."""
 
+import json
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
+from sloserve.engine.runner import StepRow
+from sloserve.engine.sampling import SamplingParams
+from sloserve.errors import BadInput, NotFound
 from sloserve.model.load import load_runner
+from sloserve.model.lora import adapters, product
+from sloserve.model.lora.config import checked_adapter
+from sloserve.model.selftest import Mismatch
 from sloserve.slo.service import EngineSpec, ModelSpec
+
+pytest.importorskip("peft", reason="adapters are compared with PEFT: pip install peft")
+from peft import LoraConfig, PeftModel, get_peft_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
@@ -189,3 +200,202 @@ def test_one_prompt_under_two_adapters_shares_no_keys_and_under_one_it_does(
     assert service.num_cached == [0, 0, 0, 64, 0, 0, 0, 64]
     for (adapter, _), own in zip(turns, heard, strict=True):
         assert_same(own, world.greedy(adapter, prompt, 4), where=adapter)
+
+
+@pytest.fixture
+def base(weights: Callable[..., Path], tmp_path: Path) -> Path:
+    return weights(a_config("llama"), tmp_path / "model")
+
+
+@pytest.fixture
+def saved(base: Path, tmp_path: Path) -> Path:
+    return an_adapter(base, tmp_path / "polite", seed=1, target_modules=["q_proj", "v_proj"])
+
+
+def loaded(base: Path, adapter: Path, **engine: Any) -> Any:
+    return load_runner(
+        base,
+        model=ModelSpec(source="file:///model", served_name="m"),
+        engine=replace(ENGINE, **engine),
+        adapters={"polite": adapter},
+    )
+
+
+def test_facts_name_the_adapters_and_their_memory_is_counted(
+    base: Path, saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    runner = loaded(base, saved)
+    assert runner.facts.adapters == ("polite",)
+    per_layer = 4 * (32 + 32) + 4 * (32 + 16)  # rank x (in + out) of queries and values
+    assert runner.adapters.num_bytes == 3 * per_layer * 4
+    assert "LoRA adapters: polite (5.2 KiB)" in caplog.text
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
+        ({"use_dora": True}, "use_dora is True .*; served is nothing: train without it, or merge"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]"),
+        ({"bias": "all"}, "bias is 'all' in its adapter_config.json; served is 'none'"),
+        ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
+        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
+        ({"use_next_year": {"a": 1}}, "use_next_year is"),
+        ({"r": 8}, r"rank 8 needs lora_A \(8, 32\) and lora_B \(32, 8\); it has \(4, 32\)"),
+        ({"r": 0}, "a rank is below 1"),
+        ({"r": "many"}, "adapter_config.json: invalid literal"),
+        ({"rank_pattern": {"(": 2}}, "adapter_config.json"),
+    ],
+)
+def test_what_would_be_computed_wrong_is_refused_by_name(
+    changes: dict[str, Any], words: str, base: Path, saved: Path
+) -> None:
+    config = saved / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    with pytest.raises(BadInput, match=rf"adapter 'polite'.*{words}") as refused:
+        loaded(base, saved)
+    assert refused.value.field == "model.lora"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ("layers.0.self_attn.q_proj", "lacks lora_A of 'model.layers.0.self_attn.q_proj'"),
+        ("layers.9.self_attn.q_proj", "'model.layers.9.self_attn.q_proj', which is no linear"),
+        ("embed_tokens", "holds 'base_model.model.model.embed_tokens.lora_embedding_A'"),
+        ("norm", "holds 'base_model.model.model.norm.weight'; served are changes of linear layers"),
+        ("nan", "holds NaN"),
+        ("nothing", "holds no weights"),
+        ("torn", "adapter_model.safetensors"),
+    ],
+)
+def test_weights_that_do_not_fit_the_model_are_refused_with_what_was_seen(
+    changed: str, words: str, base: Path, saved: Path
+) -> None:
+    path = saved / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    match changed:
+        case "layers.0.self_attn.q_proj":
+            del tensors[key]
+        case "layers.9.self_attn.q_proj":
+            tensors[key.replace("layers.0", "layers.9")] = tensors[key].clone()
+        case "embed_tokens":
+            tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.ones(4, 128)
+        case "norm":
+            tensors["base_model.model.model.norm.weight"] = torch.zeros(32)
+        case "nan":
+            tensors[key][0, 0] = torch.nan
+        case "nothing":
+            tensors = {}
+    save_file(tensors, path)
+    if changed == "torn":
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(BadInput, match=f"adapter 'polite'.*{words}"):
+        loaded(base, saved)
+
+
+def test_an_adapter_of_another_model_tells_which_it_was_made_for(
+    saved: Path, weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    build: Any = CONFIG_MAPPING["llama"]
+    wider = weights(build(**{**SIZES, "hidden_size": 64}), tmp_path / "wider")
+    with pytest.raises(BadInput, match=r"does not fit this LlamaForCausalLM.*made for .*/model"):
+        loaded(wider, saved)
+
+
+def test_adapters_over_several_devices_are_refused_with_the_reason(base: Path, saved: Path) -> None:
+    with pytest.raises(BadInput, match=r"engine.tensorParallelSize.*cut like the layers"):
+        loaded(base, saved, tensor_parallel_size=2)
+
+
+def test_a_folder_that_is_no_adapter_says_what_it_holds(base: Path, saved: Path) -> None:
+    with pytest.raises(NotFound, match="'/nowhere' does not exist"):
+        checked_adapter(Path("/nowhere"), "/nowhere")
+    with pytest.raises(BadInput, match=r"holds a whole model: there is no adapter_config.json"):
+        checked_adapter(base, "x")
+    assert checked_adapter(saved, "x") == saved
+    weights = saved / "adapter_model.safetensors"
+    weights.rename(saved / "adapter_model.bin")
+    with pytest.raises(BadInput, match=r"adapter_model\.bin is a pickle"):
+        checked_adapter(saved, "x")
+
+
+def test_a_batch_without_adapter_rows_runs_the_layers_as_they_are(
+    base: Path, saved: Path, a_driver: Any, a_talk: Any
+) -> None:
+    runner = loaded(base, saved)
+    seen: set[bool] = set()
+    layer = runner.model.get_submodule("model.layers.0.self_attn.q_proj")
+    layer.register_forward_pre_hook(lambda module, given: seen.add("forward" in vars(module)))
+    a_driver(runner).run(a_talk([5, 6, 7, 8], num_output=3))
+    assert seen == {False}
+    a_driver(runner).run(a_talk([5, 6, 7, 8], num_output=3, adapter="polite"))
+    assert seen == {False, True}
+    assert "forward" not in vars(layer)
+    runner.close()
+
+
+@pytest.mark.parametrize("limit", [0, 1_000_000])
+def test_both_ways_to_multiply_agree_with_peft(
+    limit: int, the_adapted: Any, a_driver: Any, a_talk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "MASKED_PRODUCTS", limit)
+    world = the_adapted("llama")
+    names = ["", "polite", "terse", "polite", "rude one"]
+    talks = [
+        a_talk(prompt, num_output=8, adapter=name)
+        for name, prompt in zip(names, prompts(9, 14, 21, 6, 17), strict=True)
+    ]
+    a_driver(world.runner).run(*talks)
+    for talk in talks:
+        assert talk.output == world.greedy(talk.adapter, talk.prompt, 8)[0]
+
+
+def test_the_self_test_catches_rows_that_get_another_rows_adapter(
+    base: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = adapters.adapted_step
+
+    def wrong(batch: Any, numbers: Any) -> Any:
+        batch.adapters = batch.adapters[::-1]
+        return right(batch, numbers)
+
+    monkeypatch.setattr(adapters, "adapted_step", wrong)
+    with pytest.raises(Mismatch, match=r"adapter 'polite' can't be served: .* differ"):
+        loaded(base, saved)
+
+
+@pytest.mark.parametrize("drafts", [[0, 0], None])
+def test_drafts_are_verified_by_the_adapter_of_their_row(
+    drafts: list[int] | None, the_adapted: Any, a_talk: Any, a_driver: Any
+) -> None:
+    runner = the_adapted("llama").runner
+    right, says = prompts(12)[0], []
+    for adapter in ("", "polite"):
+        talk = a_talk(right, num_output=3, adapter=adapter)
+        a_driver(runner).run(talk)
+        says.append(talk.output)
+    assert says[0] != says[1]
+    rows = [
+        StepRow(
+            request_id=90 + i, tokens=right, num_prompt=12, start=0, count=12,
+            block_table=[2 * i], sample=True, sampling=SamplingParams(temperature=0.0),
+            adapter=adapter,
+        )
+        for i, adapter in enumerate(("", "polite"))
+    ]  # fmt: skip
+    first = runner.step(rows)
+    rows = [
+        replace(
+            row, tokens=[*right, sampled.token_id], start=12, count=1, num_drafts=2,
+            drafts=drafts or said[1:3],
+        )
+        for row, sampled, said in zip(rows, first, says, strict=True)
+    ]  # fmt: skip
+    for sampled, said in zip(runner.step(rows), says, strict=True):
+        kept = [one.token_id for one in sampled.accepted]
+        assert [*kept, sampled.token_id][:2] == (said[1:3] if drafts is None else said[1:2])[:2]
+        assert len(kept) == (2 if drafts is None else 0)

@@ -93,6 +93,7 @@ def _with_torch(
     spec: ServiceSpec, source: ModelSource, given: str | None, on_phase: OnPhase
 ) -> Loaded:
     from sloserve.model.load import load_model
+    from sloserve.model.lora.config import checked_adapter
     from sloserve.model.sources import resolve_source
 
     stored = load_profile(given) if given else None
@@ -109,8 +110,21 @@ def _with_torch(
         drafter = resolve_source(
             draft_source, on_bytes=lambda done, total: on_phase(fetching_drafter, done, total)
         )
+    adapters = {}
+    for adapter in spec.model.lora:
+        fetching_adapter = f"fetching the adapter {adapter.name}"
+        adapters[adapter.name] = resolve_source(
+            adapter.source,
+            on_bytes=lambda done, total, what=fetching_adapter: on_phase(what, done, total),
+            check=checked_adapter,
+        )
     runner, tokenizer = load_model(
-        path, model=spec.model, engine=spec.engine, on_phase=on_phase, drafter=drafter
+        path,
+        model=spec.model,
+        engine=spec.engine,
+        on_phase=on_phase,
+        drafter=drafter,
+        adapters=adapters,
     )
     profile = stored or _measured(spec, runner, on_phase)
     grammars = make_grammars(tokenizer, runner.facts)
