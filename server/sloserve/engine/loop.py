@@ -16,7 +16,7 @@ from sloserve.engine.timeline import StepRecord, Timeline
 from sloserve.engine.tokenizer import Tokenizer
 from sloserve.errors import Reason
 from sloserve.planner import Verdict
-from sloserve.scheduler import Batch, Outcome, Request, Scheduler, salt_of
+from sloserve.scheduler import Batch, Outcome, Request, Scheduler, Status, salt_of
 from sloserve.slo import Decision, SloClass
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether any request is alive."""
         return bool(self._generations)
+
+    def adapters(self, status: Status) -> list[str]:
+        """Adapters of the requests that stand so, in alphabetical order. Any thread may ask."""
+        found = {g.adapter for g in list(self._generations.values()) if g.request.status is status}
+        return sorted(found - {""})
 
     # --- the inbox ----------------------------------------------------------------------------
 
