@@ -17,7 +17,7 @@ from sloserve.engine.runner import StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput, NotFound
 from sloserve.model.load import load_runner
-from sloserve.model.lora import adapters, product
+from sloserve.model.lora import adapters, product, step
 from sloserve.model.lora.config import checked_adapter
 from sloserve.model.selftest import Mismatch
 from sloserve.slo.service import EngineSpec, ModelSpec
@@ -72,7 +72,7 @@ def an_adapter(base: Path, folder: Path, *, seed: int, **config: Any) -> Path:
             if "lora_" in name:
                 parameter.normal_(0.0, 0.3)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # of embeddings it saves
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(str(folder))
     return folder
 
 
@@ -91,7 +91,9 @@ class World:
 
     def greedy(self, adapter: str, prompt: list[int], num_output: int) -> Any:
         if adapter not in self._plain:
-            model = AutoModelForCausalLM.from_pretrained(self._base, attn_implementation="eager")
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                self._base, attn_implementation="eager"
+            )
             if adapter:
                 model = PeftModel.from_pretrained(model, self._adapters[adapter])
             self._plain[adapter] = model
@@ -357,7 +359,7 @@ def test_both_ways_to_multiply_agree_with_peft(
 def test_the_self_test_catches_rows_that_get_another_rows_adapter(
     base: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = adapters.adapted_step
+    right = step.adapted_step
 
     def wrong(batch: Any, numbers: Any) -> Any:
         batch.adapters = batch.adapters[::-1]
@@ -366,6 +368,43 @@ def test_the_self_test_catches_rows_that_get_another_rows_adapter(
     monkeypatch.setattr(adapters, "adapted_step", wrong)
     with pytest.raises(Mismatch, match=r"adapter 'polite' can't be served: .* differ"):
         loaded(base, saved)
+
+
+def test_a_draft_model_without_the_adapter_changes_no_answer_of_it(
+    base: Path, saved: Path, a_talk: Any, a_service: Any
+) -> None:
+    plain = loaded(base, saved)
+    drafted = load_runner(
+        base,
+        model=ModelSpec(source="file:///model", served_name="m"),
+        engine=ENGINE,
+        adapters={"polite": saved},
+        drafter=base,
+    )
+    tried = kept = 0
+    for seed, adapter in ((None, "polite"), (3, "polite"), (None, "")):
+        sampling = SamplingParams(temperature=0.0 if seed is None else 1.0, seed=seed)
+        told = []
+        for runner, num_drafts in ((plain, 0), (drafted, 3)):
+            tokens = list(prompts(20)[0])
+            table = list(range(8))
+            computed, out = 0, []
+            while len(out) < 12:
+                row = StepRow(
+                    request_id=7, tokens=tokens, num_prompt=20, start=computed,
+                    count=len(tokens) - computed, block_table=table, sample=True,
+                    sampling=sampling, adapter=adapter, num_drafts=num_drafts * (computed > 0),
+                )  # fmt: skip
+                (one,) = runner.step([row])
+                new = [*(a.token_id for a in one.accepted), one.token_id]
+                computed = len(tokens) + len(one.accepted)
+                tokens += new
+                out += new
+                tried, kept = tried + one.num_drafted, kept + len(one.accepted)
+            runner.forget(7)
+            told.append(out[:12])
+        assert told[0] == told[1]
+    assert tried > kept > 0, "the model itself is drafted for well, its adapter is not"
 
 
 @pytest.mark.parametrize("drafts", [[0, 0], None])

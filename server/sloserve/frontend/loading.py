@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sloserve.engine.clock import RealClock
 from sloserve.engine.ngram import NgramDrafter
@@ -110,14 +111,14 @@ def _with_torch(
         drafter = resolve_source(
             draft_source, on_bytes=lambda done, total: on_phase(fetching_drafter, done, total)
         )
-    adapters = {}
-    for adapter in spec.model.lora:
-        fetching_adapter = f"fetching the adapter {adapter.name}"
-        adapters[adapter.name] = resolve_source(
+    adapters = {
+        adapter.name: resolve_source(
             adapter.source,
-            on_bytes=lambda done, total, what=fetching_adapter: on_phase(what, done, total),
+            on_bytes=partial(on_phase, f"fetching the adapter {adapter.name}"),
             check=checked_adapter,
         )
+        for adapter in spec.model.lora
+    }
     runner, tokenizer = load_model(
         path,
         model=spec.model,

@@ -56,7 +56,7 @@ class Adapters:
     def bind(self, model: PreTrainedModel) -> None:
         """Stack the factors layer by layer, for the layers that `model` has now."""
         layouts: dict[tuple[tuple[int, int], ...], Layout] = {}
-        output = model.get_output_embeddings()
+        output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         paths = dict.fromkeys(path for a in self._adapters.values() for path in a.factors)
         for path in paths:
             factors = {
