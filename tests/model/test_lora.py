@@ -16,11 +16,13 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from sloserve.engine.runner import StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput, NotFound
+from sloserve.frontend.loading import load
 from sloserve.model.load import load_runner
 from sloserve.model.lora import adapters, product, step
 from sloserve.model.lora.config import checked_adapter
 from sloserve.model.selftest import Mismatch
-from sloserve.slo.service import EngineSpec, ModelSpec
+from sloserve.model.sources import resolve_source
+from sloserve.slo import EngineSpec, LoraSpec, ModelSpec, parse_service
 
 pytest.importorskip("peft", reason="adapters are compared with PEFT: pip install peft")
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -438,3 +440,34 @@ def test_drafts_are_verified_by_the_adapter_of_their_row(
         kept = [one.token_id for one in sampled.accepted]
         assert [*kept, sampled.token_id][:2] == (said[1:3] if drafts is None else said[1:2])[:2]
         assert len(kept) == (2 if drafts is None else 0)
+
+
+def test_a_manifest_with_adapters_loads_through_its_sources_in_the_dtype_of_this_machine(
+    tmp_path: Path,
+) -> None:
+    tiny = resolve_source("builtin://tiny")
+    folder = an_adapter(tiny, tmp_path / "polite", seed=2, target_modules=ALL)
+    spec = parse_service(
+        {
+            "apiVersion": "sloserve.io/v1alpha1",
+            "kind": "SLOService",
+            "metadata": {"name": "assistant"},
+            "spec": {
+                "model": {
+                    "source": "builtin://tiny",
+                    "maxModelLen": 512,
+                    "lora": [{"name": "polite", "source": folder.as_uri()}],
+                },
+                "engine": {"threads": 1, "kvCache": {"size": "16Mi"}},
+                "sloClasses": [{"name": "chat", "ttft": {"target": "1s"}, "tpot": "100ms"}],
+            },
+        }
+    )
+    phases: list[str] = []
+    found = load(spec, profile="tiny-cpu", on_phase=lambda phase, *_: phases.append(phase))
+    assert found.facts.adapters == ("polite",)
+    assert "loading weights" in phases
+    found.runner.close()
+    wrong = replace(spec, model=replace(spec.model, lora=(LoraSpec("x", "builtin://tiny"),)))
+    with pytest.raises(BadInput, match="'builtin://tiny' holds a whole model"):
+        load(wrong, profile="tiny-cpu", on_phase=lambda *_: None)
