@@ -63,6 +63,8 @@ class Capitals:
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
         self.asked: list[SamplingParams] = []
+        self.rows: list[StepRow] = []
+        """The first one of each answer."""
         self.go = threading.Event()
         self.go.set()
         self.breaks: Callable[[StepRow], bool] = lambda row: False
@@ -86,6 +88,7 @@ class Capitals:
         num_output = len(row.tokens) - row.num_prompt
         if num_output == 0:
             self.asked.append(row.sampling)
+            self.rows.append(row)
         token_id = ord(chr(row.tokens[num_output % row.num_prompt] % 128).upper())
         if self.says is not None:
             said = ByteTokenizer().encode(self.says)

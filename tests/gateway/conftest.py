@@ -93,7 +93,8 @@ class FakeReplica:
     asked: list[Asked] = field(default_factory=list)
     silent: bool = False
     tell: bool = True  # piggy-back the report
-    model: str = ""  # the only name it answers to; empty: any
+    model: str = ""  # the only name it answers to beside its `adapters`; empty: any
+    adapters: tuple[str, ...] = ()
     address: str = ""
     clock: Clock | None = None
 
@@ -142,7 +143,8 @@ class FakeReplica:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         asked = Asked({k.lower(): v for k, v in request.headers.items()}, await request.read())
         self.asked.append(asked)
-        if self.model and json.loads(asked.body).get("model") not in (None, self.model):
+        known = (None, self.model, *self.adapters)
+        if self.model and json.loads(asked.body).get("model") not in known:
             error = {"message": "no such model", "code": "model_not_found", "param": "model"}
             return web.json_response({"error": error}, status=404)
         act = self.acts.popleft() if self.acts else self.default

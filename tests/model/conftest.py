@@ -52,6 +52,7 @@ class Talk:
     joins: int = 0
     leaves: int | None = None  # is cancelled then, if it is still there
     salt: str = ""
+    adapter: str = ""
     outcomes: list[Sampled] = field(default_factory=list)
 
     @property
@@ -116,6 +117,7 @@ class Driver:
             block_table=seat.blocks,
             sample=seat.computed + count == len(seat.tokens),
             sampling=seat.talk.sampling,
+            adapter=seat.talk.adapter,
         )
 
 
@@ -216,6 +218,16 @@ def _weights(config: PreTrainedConfig, folder: Path, dtype: torch.dtype) -> Path
     return folder
 
 
+@pytest.fixture(scope="session")
+def weights() -> Callable[..., Path]:
+    """Random weights of a configuration, saved in a folder."""
+
+    def save(config: PreTrainedConfig, folder: Path) -> Path:
+        return _weights(config, folder, torch.float32)
+
+    return save
+
+
 @pytest.fixture
 def a_folder(tmp_path: Path) -> Callable[..., Path]:
     """Random weights of a configuration, saved as a checkpoint."""
@@ -281,6 +293,7 @@ class Listening(TorchRunner):
             runner.model,
             cache=runner.cache,
             facts=replace(runner.facts, num_blocks=num_blocks),
+            adapters=runner.adapters,
         )
         self.logits: dict[int, list[torch.Tensor]] = {}  # by request id, one row per token
         self.num_mixed = 0  # steps that held both a prefill chunk and a decode
@@ -376,6 +389,7 @@ class Service:
                 promise=promise,
                 arrival_s=self._clock.now_s(),
                 cache_salt=talk.salt,
+                adapter=talk.adapter,
             )
         )
 

@@ -15,7 +15,7 @@ from sloserve.engine.service import Cancel, EngineThread, Reclass, Stop, WayOut
 from sloserve.engine.timeline import StepRecord
 from sloserve.engine.tokenizer import Tokenizer
 from sloserve.errors import BadInput, Failed, Reason, Unavailable
-from sloserve.scheduler import Counters, Scheduler
+from sloserve.scheduler import Counters, Scheduler, Status
 from sloserve.slo import Decision, SloClass
 from sloserve.wire import Report
 
@@ -218,6 +218,10 @@ class EngineClient:
     def num_running(self) -> int:
         """Requests that have not ended, waiting ones included."""
         return len(self._streams)
+
+    def adapters(self, status: Status) -> list[str]:
+        """Adapters of the requests that stand so; none while loading."""
+        return [] if self._thread is None else self._thread.engine.adapters(status)
 
     @property
     def counters(self) -> Counters | None:

@@ -22,6 +22,7 @@ class Generate:
     arrival_s: float
     last_hop: bool = True
     cache_salt: str = ""
+    adapter: str = ""  # one of the model's; empty: the model as it is
     streamed: bool = True  # False: its promise is judged as a whole, at the end
     request_id: str = ""  # the client's, for log lines; several sequences may share it
 

@@ -27,6 +27,7 @@ class Generation:
         "_prompt_logprobs",
         "_stages",
         "_stops",
+        "adapter",
         "key",
         "request",
         "sampling",
@@ -44,6 +45,7 @@ class Generation:
         """`texts` is shared by all of one tokenizer (`Detokenizer`)."""
         sampling = generate.sampling
         self.key = generate.key
+        self.adapter = generate.adapter
         self.sampling = sampling
         self.request = request
         self._detokenizer = Detokenizer(

@@ -16,7 +16,7 @@ from sloserve.engine.timeline import StepRecord, Timeline
 from sloserve.engine.tokenizer import Tokenizer
 from sloserve.errors import Reason
 from sloserve.planner import Verdict
-from sloserve.scheduler import Batch, Outcome, Request, Scheduler
+from sloserve.scheduler import Batch, Outcome, Request, Scheduler, Status, salt_of
 from sloserve.slo import Decision, SloClass
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,11 @@ class Engine:
         """Whether any request is alive."""
         return bool(self._generations)
 
+    def adapters(self, status: Status) -> list[str]:
+        """Adapters of the requests that stand so, in alphabetical order. Any thread may ask."""
+        found = {g.adapter for g in list(self._generations.values()) if g.request.status is status}
+        return sorted(found - {""})
+
     # --- the inbox ----------------------------------------------------------------------------
 
     def add(self, generate: Generate) -> None:
@@ -122,8 +127,8 @@ class Engine:
             num_prompt=len(generate.prompt),
             max_output=sampling.max_tokens,
             last_hop=generate.last_hop,
-            cache_salt=generate.cache_salt,
-            draft_group=f"{generate.promise.slo_class} {_fate(sampling)}",
+            cache_salt=salt_of(generate.cache_salt, adapter=generate.adapter),
+            draft_group=_draft_group(generate),
             reuse_prefix=sampling.prompt_logprobs is None,  # those need every position computed
             streamed=generate.streamed,
         )
@@ -284,6 +289,7 @@ class Engine:
                     generation.matcher,
                     row.num_drafts,
                     row.drafts,
+                    generation.adapter,
                 )
             )
         return rows
@@ -379,6 +385,12 @@ class Engine:
         if self._outbox:
             events, self._outbox = self._outbox, []
             self.emit(events)
+
+
+def _draft_group(generate: Generate) -> str:
+    """Requests whose drafts fare alike."""
+    group = f"{generate.promise.slo_class} {_fate(generate.sampling)}"
+    return f"{group} of {generate.adapter}" if generate.adapter else group
 
 
 def _fate(sampling: SamplingParams) -> str:

@@ -24,6 +24,7 @@ class ModelFacts:
     hardware: str  # a line a person recognises: CPU or GPU name and thread count
     attention: str = ""  # which kernels; step times follow from it as from the dtype
     steps_aside: bool = False  # a step leaves processor and interpreter to others nearly all along
+    adapters: tuple[str, ...] = ()  # names of the LoRA adapters that rows may ask for
 
 
 @dataclass(slots=True)
@@ -42,6 +43,8 @@ class StepRow:
 
     `matcher`: what is drawn must be what the grammar allows there, after the drafts before it; the
     runner asks for its masks and leaves it where it is.
+
+    `adapter`: the name of one of `ModelFacts.adapters`; empty: the model as it is.
     """
 
     request_id: int
@@ -55,6 +58,7 @@ class StepRow:
     matcher: Matcher | None = None
     num_drafts: int = 0
     drafts: Sequence[int] = ()
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

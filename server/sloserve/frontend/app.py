@@ -60,21 +60,23 @@ def _model_routes(app: FastAPI, replica: Replica) -> None:
     def card(name: str) -> answers.Json:
         served = replica.loaded
         length = served.max_model_len if served else replica.spec.model.max_model_len
-        return answers.model_card(name, max_model_len=length, created_s=replica.created_s)
+        return answers.model_card(
+            replica.spec.model, name, max_model_len=length, created_s=replica.created_s
+        )
 
     @app.get("/v1/models")
     async def models() -> Response:
-        return _json(answers.model_list([card(replica.spec.model.served_name)]))
+        return _json(answers.model_list([card(name) for name in replica.spec.model.names]))
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        replica.check_model(name)
+        replica.adapter_of(name)
         return _json(card(name))
 
     @app.post("/tokenize", openapi_extra=_body(TokenizeBody))
     async def tokenize(request: Request) -> Response:
         body = parse(TokenizeBody, await read_body(request))
-        replica.check_model(body.model)
+        replica.adapter_of(body.model)
         served = replica.served
         if body.messages is not None:
             tokens = (await chat_prompt(turns(body.messages), {}, served.tokenizer)).tokens
@@ -87,7 +89,7 @@ def _model_routes(app: FastAPI, replica: Replica) -> None:
     @app.post("/detokenize", openapi_extra=_body(DetokenizeBody))
     async def detokenize(request: Request) -> Response:
         body = parse(DetokenizeBody, await read_body(request))
-        replica.check_model(body.model)
+        replica.adapter_of(body.model)
         served = replica.served
         check_tokens(body.tokens, vocab_size=served.facts.vocab_size, field="tokens")
         return _json({"prompt": served.tokenizer.decode(body.tokens, skip_special=False)})

@@ -7,12 +7,12 @@ from sloserve.engine.runner import ModelFacts
 from sloserve.engine.step_error import NUM_STEPS, step_error
 from sloserve.engine.timeline import StepRecord
 from sloserve.frontend.latencies import ENGINE
-from sloserve.frontend.replica import Replica
+from sloserve.frontend.replica import Replica, Served
 from sloserve.http import report
 from sloserve.http.classes import declare_classes
 from sloserve.http.exporter import Exporter
 from sloserve.metrics import REPLICA, VLLM, Kind
-from sloserve.scheduler import Counters, Scheduler
+from sloserve.scheduler import Counters, Scheduler, Status
 from sloserve.slo.service import ServiceSpec
 
 log = logging.getLogger(__name__)
@@ -107,12 +107,19 @@ class Figures:
         used = 1 - told.free_blocks / told.total_blocks if told.total_blocks else 0.0
         to.set("vllm:kv_cache_usage_perc", *labels, value=used)
         to.set("vllm:gpu_cache_usage_perc", *labels, value=used)
-        to.set("vllm:lora_requests_info", "0", "", "", value=1)
         served = self._replica.loaded
+        self._adapters(served)
         if served is not None:
             self._cache(served.facts, labels)
         if served is not None and served.engine.scheduler is not None:
             self._counters(served.engine.scheduler, labels)
+
+    def _adapters(self, served: Served | None) -> None:
+        standing = (Status.RUNNING, Status.WAITING)
+        named = [",".join(served.engine.adapters(s)) if served else "" for s in standing]
+        self._to.clear("vllm:lora_requests_info")
+        num_adapters = str(len(self._replica.spec.model.lora))
+        self._to.set("vllm:lora_requests_info", num_adapters, *named, value=1)
 
     def _cache(self, facts: ModelFacts, labels: tuple[str, str]) -> None:
         sizes = (str(facts.block_size), str(facts.num_blocks))

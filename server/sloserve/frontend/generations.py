@@ -91,7 +91,7 @@ class Generations:
     ) -> Response:
         replica = self.replica
         body = parse(kind, await read_body(request))
-        replica.check_model(body.model)
+        adapter = replica.adapter_of(body.model)
         ask = read_ask(replica.spec, request.headers, id_=id_, now_s=arrived_s)
         served = replica.served
         calling = check_shape(body, served)
@@ -103,7 +103,7 @@ class Generations:
         longest = max(len(prompt.tokens) for prompt in prompts)
         promise = ask.offer.promise(lambda: served.step_model.prefill_s(longest))
         wish = await wish_of(body, prompts, served, calling=calling, promise=promise)
-        jobs = _jobs(body, prompts, served, ask=ask, promise=promise, wish=wish)
+        jobs = _jobs(body, prompts, served, ask=ask, promise=promise, wish=wish, adapter=adapter)
         latencies = Latencies(
             self.exporter,
             model=replica.spec.model.served_name,
@@ -117,7 +117,7 @@ class Generations:
             jobs,
             served.tokenizer,
             request_id=id_,
-            model=replica.spec.model.served_name,
+            model=adapter or replica.spec.model.served_name,
             annotate=ask.annotate,
             manner=wish.manner,
         )
@@ -160,6 +160,7 @@ def _jobs(
     ask: Ask,
     promise: Promise,
     wish: Wish,
+    adapter: str,
 ) -> list[Job]:
     """One job per answer: all answers to the first prompt, then to the second, ..."""
     total = sum(len(prompt.tokens) for prompt in prompts) * body.num_choices
@@ -179,6 +180,7 @@ def _jobs(
                 arrival_s=ask.arrival_s,
                 last_hop=ask.last_hop,
                 cache_salt=body.cache_salt or "",
+                adapter=adapter,
                 streamed=bool(body.stream),
                 request_id=ask.request_id,
             )

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sloserve.engine.clock import RealClock
 from sloserve.engine.ngram import NgramDrafter
@@ -93,6 +94,7 @@ def _with_torch(
     spec: ServiceSpec, source: ModelSource, given: str | None, on_phase: OnPhase
 ) -> Loaded:
     from sloserve.model.load import load_model
+    from sloserve.model.lora.config import checked_adapter
     from sloserve.model.sources import resolve_source
 
     stored = load_profile(given) if given else None
@@ -109,8 +111,21 @@ def _with_torch(
         drafter = resolve_source(
             draft_source, on_bytes=lambda done, total: on_phase(fetching_drafter, done, total)
         )
+    adapters = {
+        adapter.name: resolve_source(
+            adapter.source,
+            on_bytes=partial(on_phase, f"fetching the adapter {adapter.name}"),
+            check=checked_adapter,
+        )
+        for adapter in spec.model.lora
+    }
     runner, tokenizer = load_model(
-        path, model=spec.model, engine=spec.engine, on_phase=on_phase, drafter=drafter
+        path,
+        model=spec.model,
+        engine=spec.engine,
+        on_phase=on_phase,
+        drafter=drafter,
+        adapters=adapters,
     )
     profile = stored or _measured(spec, runner, on_phase)
     grammars = make_grammars(tokenizer, runner.facts)

@@ -105,11 +105,18 @@ class Replica:
         """Tell `told` of every later generation."""
         self._applied.append(told)
 
-    def check_model(self, name: str | None) -> None:
-        """Refuse a model that is not served here; None takes the one that is."""
-        served = self.spec.model.served_name
-        if name is not None and name != served:
-            raise NotFound(f"the model {name[:200]!r} does not exist here, served: {served}")
+    def adapter_of(self, name: str | None) -> str:
+        """
+        The adapter that a request for the model `name` wants; empty: the model as it is, which None
+        takes, too. Raises NotFound for what is not served here.
+        """
+        model = self.spec.model
+        if name is None or name == model.served_name:
+            return ""
+        if name in (adapters := [adapter.name for adapter in model.lora]):
+            return name
+        served = ", ".join((model.served_name, *adapters))
+        raise NotFound(f"the model {name[:200]!r} does not exist here, served: {served}")
 
     def drain(self) -> None:
         """Refuse new requests from now on; what runs goes on."""

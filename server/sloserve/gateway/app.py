@@ -53,8 +53,8 @@ def create_app(core: Core) -> FastAPI:
         key = core.keyring.authenticate(request.headers.get("authorization"))
         length = model.max_model_len
         cards = [
-            model_card(name, max_model_len=length, created_s=created_s)
-            for name in (model.served_name, *(lora.name for lora in model.lora))
+            model_card(model, name, max_model_len=length, created_s=created_s)
+            for name in model.names
             if key.models is None or name in key.models
         ]
         return Response(encode(model_list(cards)), media_type=JSON)

@@ -49,4 +49,4 @@ class ServedNames:
 
 
 def _names(spec: ServiceSpec) -> tuple[str, ...]:
-    return (spec.model.served_name, *(lora.name for lora in spec.model.lora))
+    return spec.model.names

@@ -139,7 +139,11 @@ class Proxy:
             forwarded=forwarded,
             arrival_s=arrival_s,
             num_prompt=max(1, seen.num_ids + round(len(seen.text) * ratio)),
-            prefixes=prefix_keys(seen.text, tokens_per_char=ratio),
+            prefixes=prefix_keys(
+                seen.text,
+                tokens_per_char=ratio,
+                adapter="" if model == core.spec.model.served_name else model,
+            ),
             span=span,
         )
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any
 
+from sloserve.slo.service import ModelSpec
+
 Json = dict[str, Any]
 
 
@@ -191,13 +193,19 @@ def completion_logprobs(logprobs: Sequence[TokenLogprob] | None, *, start: int) 
     }
 
 
-def model_card(name: str, *, max_model_len: int | None, created_s: int) -> Json:
-    """`GET /v1/models/NAME`; `created_s` is Unix time."""
+def model_card(model: ModelSpec, name: str, *, max_model_len: int | None, created_s: int) -> Json:
+    """
+    `GET /v1/models/NAME` of the model or one of its adapters, whose `parent` is the model; `root`
+    is where either comes from. `created_s` is Unix time.
+    """
+    adapter = next((adapter for adapter in model.lora if adapter.name == name), None)
     return {
         "id": name,
         "object": "model",
         "created": created_s,
         "owned_by": "sloserve",
+        "root": model.source if adapter is None else adapter.source,
+        "parent": None if adapter is None else model.served_name,
         "max_model_len": max_model_len,
     }
 

@@ -43,7 +43,7 @@ VLLM = (
     Metric(
         "vllm:lora_requests_info",
         Kind.GAUGE,
-        "Always 1; adapters (none are served yet).",
+        "Always 1; how many adapters are served, and those of running and of waiting requests.",
         ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
     ),
     _histogram("time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS),

@@ -41,6 +41,8 @@ class Batch:
     sampled: list[int]  # indices of the rows, as given, that draw a token
     prompts: list[tuple[int, int]]  # (row, number of positions) whose prompt logprobs are asked
     kept: dict[str, object] = field(default_factory=dict)  # of attention paths, for all layers
+    adapters: list[str] = field(default_factory=list)
+    """Of the R rows, in the order of their tokens; empty where no row has one."""
     weights: dict[int, Tensor] = field(default_factory=dict)
     """By row, (drafts, vocabulary): what its drafts were drawn from, unless they are certain."""
 
@@ -53,6 +55,14 @@ class Tables:
     contexts: Tensor  # (R,)
     page_begins: Tensor  # (R + 1,)
     pages: Tensor  # (all pages,)
+
+
+def kept_tokens(batch: Batch) -> Tensor:
+    """
+    The tokens that reach the output layer, (S,) or one: with nothing to sample a row is computed
+    all the same, since not every model takes an empty index.
+    """
+    return batch.keep if batch.keep.shape[0] else batch.slots.new_zeros(1)
 
 
 def padded_size(num_tokens: int) -> int:
@@ -90,6 +100,7 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
     longer = [i for i, row in enumerate(rows) if row.count != 1] if len(single) < len(rows) else []
     starts = [row.start for row in rows]
     drafts = [row.drafts for row in rows]
+    adapted = any([row.adapter for row in rows])
     ahead = [0] * len(single)  # 0: the row's own token, j: its draft number j
     if any(drafts):
         parts = [(starts[i] + j, i, j) for i in single for j in range(1 + len(drafts[i]))]
@@ -169,4 +180,5 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
         first=first,
         sampled=sampled,
         prompts=prompts,
+        adapters=[rows[i].adapter for i in (*single, *longer)] if adapted else [],
     )

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from sloserve.errors import BadInput
+from sloserve.model.quantised import check_quantisation, widened
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +49,12 @@ def read_weights(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
 
     Raises BadInput for one that can't be read, or lacks weights.
     """
+    check_quantisation(path, str(path))
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         answer = AutoModelForCausalLM.from_pretrained(
             path,
+            config=widened(read_config(path)),
             output_loading_info=True,
             dtype=dtype,
             attn_implementation="eager",
@@ -67,6 +70,9 @@ def read_weights(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
             f"{path} lacks {len(lost)} of the model's weights, among them {lost[0]}",
             field="model.source",
         )
+    for parameter in network.parameters():  # what was widened has 16 bits, whatever was asked for
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.to(dtype)
     return network
 
 

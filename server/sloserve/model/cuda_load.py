@@ -17,6 +17,7 @@ from sloserve.model.cuda_graphs import DecodeGraphs, graph_sizes
 from sloserve.model.cuda_runner import CudaGraph, CudaRunner
 from sloserve.model.drafting import DraftModel
 from sloserve.model.kv import KvCache, readable
+from sloserve.model.lora.adapters import Adapters
 from sloserve.model.runner import forward
 from sloserve.model.triton_attention import TritonPath
 
@@ -34,6 +35,7 @@ def cuda_runner(
     defaults: SamplingParams,
     max_rows: int,
     drafter: DraftModel | None = None,
+    adapters: Adapters | None = None,
 ) -> CudaRunner:
     """
     The runner of a tested model on a GPU, its decode steps of up to `max_rows` rows captured.
@@ -57,7 +59,13 @@ def cuda_runner(
     else:
         _log.info("decode steps run without CUDA graphs: attention is %s", cache.path.name)
     return CudaRunner(
-        model, cache=cache, facts=facts, graphs=graphs, defaults=defaults, drafter=drafter
+        model,
+        cache=cache,
+        facts=facts,
+        graphs=graphs,
+        defaults=defaults,
+        drafter=drafter,
+        adapters=adapters,
     )
 
 

@@ -13,6 +13,7 @@ from sloserve.model.batch import Batch
 from sloserve.model.cuda_graphs import DecodeGraphs
 from sloserve.model.drafting import DraftModel
 from sloserve.model.kv import KvCache
+from sloserve.model.lora.adapters import Adapters
 from sloserve.model.runner import TorchRunner
 
 
@@ -52,12 +53,17 @@ class GraphRunner(TorchRunner):
         graphs: DecodeGraphs | None,
         defaults: SamplingParams | None = None,
         drafter: DraftModel | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
-        super().__init__(model, cache=cache, facts=facts, defaults=defaults, drafter=drafter)
+        super().__init__(
+            model, cache=cache, facts=facts, defaults=defaults, drafter=drafter, adapters=adapters
+        )
         self.graphs = graphs
 
     def _compute(self, rows: Sequence[StepRow]) -> tuple[Batch, Tensor]:
-        captured = None if self.graphs is None else self.graphs.step(rows)
+        captured = None
+        if self.graphs is not None and not any([row.adapter for row in rows]):
+            captured = self.graphs.step(rows)  # they are of the model without adapters
         return captured or super()._compute(rows)
 
 
@@ -78,9 +84,16 @@ class CudaRunner(GraphRunner):
         graphs: DecodeGraphs | None,
         defaults: SamplingParams | None = None,
         drafter: DraftModel | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         super().__init__(
-            model, cache=cache, facts=facts, graphs=graphs, defaults=defaults, drafter=drafter
+            model,
+            cache=cache,
+            facts=facts,
+            graphs=graphs,
+            defaults=defaults,
+            drafter=drafter,
+            adapters=adapters,
         )
         self._begin, self._end = (
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

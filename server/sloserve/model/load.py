@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from sloserve.model.cuda_load import cuda_runner
 from sloserve.model.drafting import DraftModel
 from sloserve.model.gathered import Gathered
 from sloserve.model.kv import KvCache, bytes_per_token, num_blocks_for, readable
+from sloserve.model.lora.adapters import NO_ADAPTERS
 from sloserve.model.proved import OnPhase, Proved, prove
 from sloserve.model.recommended import default_sampling, end_tokens
 from sloserve.model.runner import TorchRunner
@@ -34,12 +36,14 @@ def load_model(
     engine: EngineSpec,
     on_phase: OnPhase = lambda phase, done, total: None,
     drafter: Path | None = None,
+    adapters: Mapping[str, Path] = NO_ADAPTERS,
 ) -> tuple[TorchRunner, HfTokenizer]:
     """
     The model in folder `path`, tested and with its KV memory, and its tokenizer.
 
-    `drafter` is the folder of a model that writes drafts for it. Raises BadInput when it does
-    not share the tokenizer, besides what `load_runner` raises.
+    `drafter` is the folder of a model that writes drafts for it, `adapters` those of LoRA adapters
+    by the names that requests give. Raises BadInput when the drafter does not share the tokenizer,
+    besides what `load_runner` raises.
     """
     on_phase("loading the tokenizer", 0, 0)
     tokenizer = HfTokenizer(path, chat_template=model.chat_template)
@@ -56,6 +60,7 @@ def load_model(
         on_phase=on_phase,
         tokenizer_eos=tokenizer.eos_id,
         drafter=drafter,
+        adapters=adapters,
     )
     return runner, tokenizer
 
@@ -68,10 +73,11 @@ def load_runner(
     on_phase: OnPhase = lambda phase, done, total: None,
     tokenizer_eos: int | None = None,
     drafter: Path | None = None,
+    adapters: Mapping[str, Path] = NO_ADAPTERS,
 ) -> TorchRunner:
     """
     The model in folder `path` alone, and the one that drafts for it, if any; `tokenizer_eos` ends
-    answers beside its own tokens.
+    answers beside its own tokens. `adapters` as in `load_model`.
 
     Raises BadInput for a folder that holds no model, a model that can't be served right, a length
     past what it was made for, or too little memory for its KV cache. Sets torch's thread count.
@@ -83,13 +89,13 @@ def load_runner(
     max_model_len = model_len(config, model.max_model_len)
     dtype = _dtype(engine.dtype, device)
     try:
-        loaded = _load(path, engine, dtype, device, max_model_len, on_phase)
+        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, adapters)
     except Mismatch as error:
         if engine.dtype != "auto" or dtype is torch.float32:
             raise
         _log.warning("%s does not hold here, taking float32: %s", dtype, error.message)
         gc.collect()
-        loaded = _load(path, engine, torch.float32, device, max_model_len, on_phase)
+        loaded = _load(path, engine, torch.float32, device, max_model_len, on_phase, adapters)
     drafting: Proved | None = None
     draft_len = 0
     if drafter is not None:
@@ -141,12 +147,13 @@ def _load(
     device: torch.device,
     max_model_len: int,
     on_phase: OnPhase,
+    adapters: Mapping[str, Path] = NO_ADAPTERS,
 ) -> Proved:
     num_bytes = weight_bytes(path)
     on_phase("loading weights", 0, num_bytes)
     network = read_weights(path, dtype=dtype)
     on_phase("loading weights", num_bytes, num_bytes)
-    return prove(network, engine, dtype, device, max_model_len, on_phase)
+    return prove(network, engine, dtype, device, max_model_len, on_phase, adapters)
 
 
 def _runner(
@@ -216,6 +223,7 @@ def _runner(
         hardware=hardware.hardware_name(device, num_threads=num_threads),
         attention=loaded.attention.name,
         steps_aside=device.type == "cuda",
+        adapters=() if loaded.adapters is None else loaded.adapters.names,
     )
     _log.info(
         "%s: %s on %s, attention: %s; KV cache of %d blocks x %d tokens = %s (%s); "
@@ -240,8 +248,16 @@ def _runner(
             defaults=defaults,
             max_rows=engine.max_running,
             drafter=drafter,
+            adapters=loaded.adapters,
         )
-    return TorchRunner(loaded.model, cache=cache, facts=facts, defaults=defaults, drafter=drafter)
+    return TorchRunner(
+        loaded.model,
+        cache=cache,
+        facts=facts,
+        defaults=defaults,
+        drafter=drafter,
+        adapters=loaded.adapters,
+    )
 
 
 def _device(engine: EngineSpec) -> torch.device:

@@ -2,8 +2,9 @@
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +14,8 @@ from sloserve.model.cuda_load import out_of_memory_told
 from sloserve.model.gathered import Gathered
 from sloserve.model.kv import LayerShape
 from sloserve.model.linear import can_pack, pack_linears
+from sloserve.model.lora.adapters import NO_ADAPTERS, Adapters, load_adapters
+from sloserve.model.lora.proof import prove_adapters, references
 from sloserve.model.path import AttentionPath
 from sloserve.model.selftest import Reference, check, reference
 from sloserve.model.structure import AttentionLayer, attention_layers
@@ -35,6 +38,7 @@ class Proved:
     dtype: torch.dtype
     attention: AttentionPath
     worst: float  # the self-test's largest difference
+    adapters: Adapters | None = None
 
 
 def prove(
@@ -44,9 +48,11 @@ def prove(
     device: torch.device,
     max_model_len: int,
     on_phase: OnPhase,
+    adapters: Mapping[str, Path] = NO_ADAPTERS,
 ) -> Proved:
     """
-    The model on its device, with the attention that passed the load-time tests.
+    The model on its device, with the attention that passed the load-time tests, and the adapters
+    in the folders `adapters`, by name.
 
     Raises BadInput for a model that must not be served here, with every path that may be taken
     (`Mismatch`: another dtype may hold), or too little memory for it.
@@ -54,7 +60,7 @@ def prove(
     network.train(False).requires_grad_(False)
     with out_of_memory_told(network, device):
         network.to(device)  # type: ignore[arg-type]
-        return _tested(network, engine, dtype, device, max_model_len, on_phase)
+        return _tested(network, engine, dtype, device, max_model_len, on_phase, adapters)
 
 
 def _tested(
@@ -64,6 +70,7 @@ def _tested(
     device: torch.device,
     max_model_len: int,
     on_phase: OnPhase,
+    folders: Mapping[str, Path],
 ) -> Proved:
     on_phase("preparing attention", 0, 0)
     layers = attention_layers(network, max_model_len=max_model_len)
@@ -77,6 +84,8 @@ def _tested(
     )
     on_phase("testing the model", 0, 0)
     expected = reference(network, max_model_len=max_model_len)
+    adapters = load_adapters(folders, model=network, engine=engine, dtype=dtype)
+    adapted = references(adapters, network, max_model_len=max_model_len)
     if device.type == "cpu" and can_pack(dtype):
         pack_linears(network)
         gc.collect()
@@ -92,7 +101,8 @@ def _tested(
             error.message,
         )
         attention = Gathered()
-    return Proved(network, shapes, dtype, attention, worst)
+    prove_adapters(adapters, network, shapes, adapted, max_model_len=max_model_len, path=attention)
+    return Proved(network, shapes, dtype, attention, worst, adapters)
 
 
 def _test(

@@ -12,24 +12,23 @@ from transformers import PreTrainedModel
 from sloserve.engine.runner import Logprobs, ModelFacts, Sampled, StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.model.attention import current_step
-from sloserve.model.batch import Batch, build_batch
+from sloserve.model.batch import Batch, build_batch, kept_tokens
 from sloserve.model.kv import KvCache
 from sloserve.model.sampler import Sampler, describe
 
 if TYPE_CHECKING:
-    from sloserve.model.drafting import DraftModel  # it runs `forward`, too
+    from sloserve.model.drafting import DraftModel  # they run `forward`, too
+    from sloserve.model.lora.adapters import Adapters
 
 
 def forward(model: PreTrainedModel, batch: Batch, cache: KvCache) -> Tensor:
     """Logits (S, vocabulary) of the tokens in `batch.keep`; writes keys and values to `cache`."""
-    # with nothing to sample one row is computed all the same: not every model takes an empty index
-    keep = batch.keep if batch.keep.shape[0] else batch.slots.new_zeros(1)
     with current_step(batch, cache):
         output = model(
             input_ids=batch.input_ids,
             position_ids=batch.positions,
             use_cache=False,
-            logits_to_keep=keep,
+            logits_to_keep=kept_tokens(batch),
         )
     logits: Tensor = output.logits[0]
     return logits
@@ -51,6 +50,7 @@ class TorchRunner:
         facts: ModelFacts,
         defaults: SamplingParams | None = None,
         drafter: "DraftModel | None" = None,
+        adapters: "Adapters | None" = None,
     ) -> None:
         self.model = model
         self.cache = cache
@@ -61,6 +61,9 @@ class TorchRunner:
         self._sampler = Sampler(eos_ids=facts.eos_ids)
         self.drafter = drafter
         """Writes the drafts of rows that leave them to the runner."""
+        self.adapters = adapters
+        """What rows may ask for by name (`StepRow.adapter`)."""
+        self._forward = forward if adapters is None else adapters.forward
 
     def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
         """One forward pass over one ragged batch; the outcomes in the order of `rows`."""
@@ -89,7 +92,7 @@ class TorchRunner:
         """The batch of `rows` and its logits (S, vocabulary)."""
         batch = build_batch(rows, block_size=self.cache.block_size, device=self.cache.device)
         start_s = time.perf_counter()
-        logits = forward(self.model, batch, self.cache)
+        logits = self._forward(self.model, batch, self.cache)
         self.last_forward_s = time.perf_counter() - start_s
         return batch, logits
 

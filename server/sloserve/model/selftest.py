@@ -1,6 +1,6 @@
 """The load-time test: the engine against the model's own plain forward pass, in numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,14 @@ from transformers import PreTrainedModel
 from sloserve.engine.runner import StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.model.attention import NAME
-from sloserve.model.batch import build_batch
+from sloserve.model.batch import Batch, build_batch
 from sloserve.model.kv import KvCache, LayerShape
 from sloserve.model.path import AttentionPath
 from sloserve.model.runner import forward
 from sloserve.model.structure import use_attention
 from sloserve.model.terms import Unsupported
+
+Forward = Callable[[PreTrainedModel, Batch, KvCache], Tensor]
 
 NUM_TOKENS = 300  # 40 miss real faults
 FLOAT32_TOLERANCE = 1e-4  # times the largest logit, at least 1
@@ -87,13 +89,16 @@ def check(
     *,
     max_model_len: int,
     path: AttentionPath,
+    adapters: tuple[str, str, str] = ("", "", ""),
+    run: Forward = forward,
 ) -> float:
     """
     The largest difference of any logit; raises Mismatch when it is above the tolerance.
 
     The reference tokens run in two chunks and one decode, beside a longer request and a token at
     the last position allowed: whoever looks across rows, or computes something from the longest
-    position of the batch, shows here.
+    position of the batch, shows here. `adapters` are those of the three rows in this order: the
+    longer one, the reference's, the last; `run` computes a batch.
     """
     use_attention(model, NAME)
     tokens = expected.tokens
@@ -117,11 +122,11 @@ def check(
     begin = their_begin = 0
     for end, their_end in zip(ends, their_ends, strict=True):
         rows = [
-            _row(longer, their_begin, their_end, theirs),
-            _row(tokens, begin, end, mine),
-            _row(tokens, 0, 1, blocks[-1:]),
+            _row(longer, their_begin, their_end, theirs, adapters[0]),
+            _row(tokens, begin, end, mine, adapters[1]),
+            _row(tokens, 0, 1, blocks[-1:], adapters[2]),
         ]
-        logits = _logits(model, cache, rows, of=1, last_position=max_model_len - 1)
+        logits = _logits(model, cache, rows, of=1, last_position=max_model_len - 1, run=run)
         near.append(logits[:-1])
         far.append(logits[-1:])
         begin, their_begin = end, their_end
@@ -136,7 +141,7 @@ def check(
     return worst
 
 
-def _row(tokens: list[int], begin: int, end: int, table: list[int]) -> StepRow:
+def _row(tokens: list[int], begin: int, end: int, table: list[int], adapter: str) -> StepRow:
     return StepRow(
         request_id=0,
         tokens=tokens,
@@ -146,11 +151,18 @@ def _row(tokens: list[int], begin: int, end: int, table: list[int]) -> StepRow:
         block_table=table,
         sample=False,
         sampling=SamplingParams(),
+        adapter=adapter,
     )
 
 
 def _logits(
-    model: PreTrainedModel, cache: KvCache, rows: list[StepRow], *, of: int, last_position: int
+    model: PreTrainedModel,
+    cache: KvCache,
+    rows: list[StepRow],
+    *,
+    of: int,
+    last_position: int,
+    run: Forward,
 ) -> Tensor:
     """
     All logits of row `of` and then those of the last row, (count + 1, vocabulary) float32.
@@ -166,7 +178,7 @@ def _logits(
             [*range(first, first + rows[of].count), batch.first[-1]], device=cache.device
         )
         try:
-            return forward(model, batch, cache).float().cpu()
+            return run(model, batch, cache).float().cpu()
         except Exception as error:
             raise Unsupported(
                 f"{type(model).__name__}: the forward pass of a mixed batch fails: {error}"

@@ -6,7 +6,7 @@ can run code when it is read.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,11 +17,15 @@ from huggingface_hub import snapshot_download
 
 from sloserve.errors import BadInput, Failed, NotFound
 from sloserve.model.downloading import OnBytes, bars
+from sloserve.model.quantised import check_quantisation
 from sloserve.slo.sources import ModelSource, SourceKind, parse_source
 
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 IGNORED = ("original/*", "onnx/*", "consolidated*", "*/*.safetensors")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+Check = Callable[[Path, str], Path]
+"""A folder and what messages call it, to the folder; raises what is wrong with it."""
+
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -54,9 +58,11 @@ def resolve_source(
     *,
     hub: Hub | None = None,
     on_bytes: OnBytes = lambda done, total: None,
+    check: Check | None = None,
 ) -> Path:
     """
-    The folder that holds the model's files, downloaded first where need be.
+    The folder that holds the model's files, downloaded first where need be; `check` answers for
+    the folder (None: it must hold a model).
 
     `on_bytes` is told how far a download has come, from another thread.
 
@@ -64,16 +70,17 @@ def resolve_source(
     BadInput or NotFound with what was seen and what to do; Failed when the download broke.
     """
     parsed = parse_source(source) if isinstance(source, str) else source
+    good = check or checked
     match parsed.kind:
         case SourceKind.TINY:
-            return checked(Path(str(files("sloserve.model") / "tiny")), "builtin://tiny")
+            return good(Path(str(files("sloserve.model") / "tiny")), "builtin://tiny")
         case SourceKind.FOLDER:
             path = Path(parsed.ref).expanduser()
-            return checked(path.absolute(), str(path))
+            return good(path.absolute(), str(path))
         case SourceKind.HUB:
             where = hub or Hub.from_environment()
             folder = _download(parsed.ref, revision or "main", where, on_bytes)
-            return checked(folder, f"hf://{parsed.ref}")
+            return good(folder, f"hf://{parsed.ref}")
         case SourceKind.SIM:
             raise BadInput("builtin://sim is simulated and has no files; nothing is to be loaded")
         case SourceKind.CLAIM:
@@ -95,6 +102,7 @@ def checked(folder: Path, shown: str) -> Path:
             f"'{shown}' is not a model folder: it has no config.json (it holds: {seen}). Give a "
             "folder in Hugging Face format, as `save_pretrained` writes it."
         )
+    check_quantisation(folder, shown)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = [p.name for p in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))]
@@ -119,19 +127,24 @@ def checked(folder: Path, shown: str) -> Path:
 
 
 def _download(name: str, revision: str, hub: Hub, on_bytes: OnBytes) -> Path:
-    with _explained(name, revision, hub):
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                endpoint=hub.endpoint,
-                cache_dir=hub.cache,
-                local_files_only=hub.offline,
-                allow_patterns=list(FETCHED),
-                ignore_patterns=list(IGNORED),
-                tqdm_class=bars(on_bytes),
+    def fetch(patterns: tuple[str, ...], told: OnBytes) -> Path:
+        with _explained(name, revision, hub):
+            return Path(
+                snapshot_download(
+                    name,
+                    revision=revision,
+                    endpoint=hub.endpoint,
+                    cache_dir=hub.cache,
+                    local_files_only=hub.offline,
+                    allow_patterns=list(patterns),
+                    ignore_patterns=list(IGNORED),
+                    tqdm_class=bars(told),
+                )
             )
-        )
+
+    first = fetch(("config.json",), lambda done, total: None)
+    check_quantisation(first, f"hf://{name}")  # before the weights
+    return fetch(FETCHED, on_bytes)
 
 
 @contextmanager

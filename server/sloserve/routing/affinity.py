@@ -5,16 +5,19 @@ from collections import OrderedDict
 FIRST_CHARS = 512
 
 
-def prefix_keys(text: str, *, tokens_per_char: float) -> tuple[tuple[int, int], ...]:
+def prefix_keys(
+    text: str, *, tokens_per_char: float, adapter: str = ""
+) -> tuple[tuple[int, int], ...]:
     """
-    (key, tokens) of the text's beginnings of 512, 1024, 2048, ... characters, shortest first.
+    (key, tokens) of the text's beginnings of 512, 1024, 2048, ... characters, shortest first; under
+    another adapter they are others.
 
     Doubling keeps the cost at twice the text's length and the number of keys logarithmic.
     """
     keys = []
     size = FIRST_CHARS
     while size <= len(text):
-        keys.append((hash(text[:size]), int(size * tokens_per_char)))
+        keys.append((hash(adapter + text[:size]), int(size * tokens_per_char)))
         size *= 2
     return tuple(keys)
 

@@ -3,6 +3,7 @@
 from sloserve.scheduler.batch import Batch, BatchRow, Outcome
 from sloserve.scheduler.blocks import BlockPool
 from sloserve.scheduler.counters import Counters, Ending
+from sloserve.scheduler.prefix import salt_of
 from sloserve.scheduler.request import MOVES, Request, Status
 from sloserve.scheduler.scheduler import PromiseBroken, Scheduler
 from sloserve.scheduler.speculating import Drafter, Proposal, RunnerDrafts, Speculating
@@ -23,4 +24,5 @@ __all__ = [
     "Scheduler",
     "Speculating",
     "Status",
+    "salt_of",
 ]

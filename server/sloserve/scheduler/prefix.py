@@ -15,6 +15,14 @@ from hashlib import blake2b
 DIGEST_BYTES = 16
 
 
+def salt_of(salt: str, *, adapter: str) -> str:
+    """
+    The extra key of a request's hashes: the client's `salt` and the adapter, each told apart from
+    the other whatever a client sends. Keys and values computed under an adapter are its own.
+    """
+    return f"{len(adapter)}:{adapter}{salt}" if adapter or salt else ""
+
+
 def extend_chain(
     chain: list[bytes], tokens: Sequence[int], *, num_tokens: int, block_size: int, salt: str
 ) -> None:

@@ -49,16 +49,23 @@ def parse_model(spec: Fields, *, service: str) -> ModelSpec:
         LoraSpec(adapter.text("name", ""), _source(adapter, "source")) for adapter in adapters
     )
     unique([adapter.name for adapter in lora], model.at("lora"), "adapters")
+    served_name = model.text(
+        "servedName",
+        service,
+        pattern=r"[\w][-\w./:]*",
+        hint="letters, digits and -._/:",
+        longest=128,
+    )
+    if served_name in [adapter.name for adapter in lora]:
+        raise BadInput(
+            f"names an adapter {served_name!r}, which is the name of the model itself; give the "
+            "adapter another",
+            field=model.at("lora"),
+        )
     return ModelSpec(
         source=_source(model, "source"),
         revision=model.text("revision", "main"),
-        served_name=model.text(
-            "servedName",
-            service,
-            pattern=r"[\w][-\w./:]*",
-            hint="letters, digits and -._/:",
-            longest=128,
-        ),
+        served_name=served_name,
         max_model_len=model.integer("maxModelLen", None, least=16, most=16_777_216),
         chat_template=model.text("chatTemplate", None, longest=65536),
         tool_parser=model.choice("toolParser", "", *TOOL_PARSERS) or None,

@@ -50,6 +50,11 @@ class ModelSpec:
     load_timeout_s: float = 1800.0
     """Seconds that downloading and loading may take; large models over slow links need them."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By which requests ask for it: its own, then those of its adapters."""
+        return (self.served_name, *(adapter.name for adapter in self.lora))
+
 
 @dataclass(frozen=True, slots=True)
 class SpeculationSpec:

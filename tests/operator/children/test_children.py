@@ -417,6 +417,24 @@ def test_nothing_else_restarts_a_replica(children: Callable[..., Children], chan
     assert declared(children(**change)) == declared(children())
 
 
+def test_adapters_come_from_their_own_claims_and_a_new_one_rolls_replicas_alone(
+    children: Callable[..., Children],
+) -> None:
+    lora = [{"name": "polite", "source": "pvc://tuned/polite"}]
+    made, before = children(model={"source": "pvc://weights/8b", "lora": lora}), children()
+    (main,) = made[names.deployment("chat", names.REPLICA)]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    mounted = [m["mountPath"] for m in main["volumeMounts"]]
+    assert {"/models/weights", "/models/tuned"} <= set(mounted)
+    told = next(iter(made[Ref("ConfigMap", "chat-config")]["data"].values()))
+    assert "file:///models/tuned/polite" in told
+    more = [*lora, {"name": "terse", "source": "pvc://tuned/terse"}]
+    after = children(model={"source": "pvc://weights/8b", "lora": more})
+    assert declared(after) != declared(made) != declared(before)
+    assert declared(after, names.GATEWAY) == declared(made, names.GATEWAY)
+
+
 def test_a_class_change_restarts_no_gateway_either(children: Callable[..., Children]) -> None:
     changed = children(**STAYS[0])
     assert declared(changed, names.GATEWAY) == declared(children(), names.GATEWAY)
