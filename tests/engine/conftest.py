@@ -211,6 +211,6 @@ def serving() -> Serving:
         try:
             yield client
         finally:
-            await asyncio.wait_for(client.stop(), 10)
+            await asyncio.wait_for(client.stop(), 60)
 
     return build

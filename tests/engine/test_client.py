@@ -138,7 +138,7 @@ def test_draining_refuses_the_new_and_finishes_the_rest(
             assert refused.value.reason is Reason.DRAINING
             assert not await client.finished(timeout_s=0.01)
             runner.permits.release(100)
-            assert await client.finished(timeout_s=5)
+            assert await client.finished(timeout_s=60)
             assert len(await running) == 10
 
     asyncio.run(main())
@@ -274,7 +274,7 @@ def test_a_frontier_that_takes_long_delays_no_token(serving: Any, an_ask: Any) -
 
             client.scheduler.policy.frontier = slow
             assert len(await read(client, an_ask(max_tokens=50))) == 51
-            assert entered.wait(5)
+            assert entered.wait(20)
             assert len(await read(client, an_ask(max_tokens=50))) == 51
             assert client.report() is old
             leave.set()

@@ -73,7 +73,7 @@ class Capitals:
         """Answer this instead, and end."""
 
     def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
-        self.go.wait(10)
+        self.go.wait(60)
         time.sleep(self.step_s)
         return [self._row(row) for row in rows]
 
@@ -123,7 +123,7 @@ class Running:
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.url, timeout=10)
+        self.client = httpx.Client(base_url=self.url, timeout=60)
 
     def on_loop(self, do: Callable[[], T]) -> T:
         """Run something on the server's own loop."""
@@ -131,7 +131,7 @@ class Running:
         async def run() -> T:
             return do()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(5)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
 
     def post(self, path: str, **kwargs: Any) -> httpx.Response:
         return self.client.post(path, **kwargs)
@@ -142,7 +142,7 @@ class Running:
         found = [x.rpartition(" ")[2] for x in text.splitlines() if x.startswith(line)]
         return float(found[0]) if found else 0.0
 
-    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
         """Poll until it holds."""
         end_s = time.monotonic() + timeout_s
         while not condition():
@@ -205,7 +205,7 @@ def _in_a_thread(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> 
     finally:
         loop, stop = started[0]
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -227,7 +227,7 @@ def _unready(spec: ServiceSpec) -> Iterator[Running]:
 
     url = serve.url_of(sock)
     with _in_a_thread(main):
-        assert up.wait(10)
+        assert up.wait(60)
         running = Running(url, replica, runner, scheduler, loops[0])
         with running.client:
             yield running

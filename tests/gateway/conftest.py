@@ -334,8 +334,8 @@ class World:
         return tally.eligible, kept["ttft"], kept["tpot"], kept["all"]
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        """Wait for something, 10 s at most."""
-        async with asyncio.timeout(10):
+        """Wait for something, a minute at most."""
+        async with asyncio.timeout(60):
             while not holds():
                 await asyncio.sleep(0.005)
 

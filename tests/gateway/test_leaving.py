@@ -131,7 +131,7 @@ def test_a_kept_alive_connection_brings_one_more_request_and_hears_that_it_close
     start: Callable[[str], Process],
 ) -> None:
     gateway = start("60s")
-    with httpx.Client(base_url=gateway.url) as client:
+    with httpx.Client(base_url=gateway.url, timeout=60) as client:
         assert client.get("/v1/models").headers.get("connection") != "close"
         gateway.process.send_signal(signal.SIGTERM)
         wait_for(gateway.is_draining)
@@ -140,7 +140,7 @@ def test_a_kept_alive_connection_brings_one_more_request_and_hears_that_it_close
         answer = client.get("/v1/models")
         assert answer.status_code == 200
         assert answer.headers["connection"] == "close"
-        assert gateway.process.wait(5) == 0  # nobody is left: it need not wait any longer
+        assert gateway.process.wait(30) == 0  # nobody is left: it need not wait any longer
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_who_waits_beyond_the_drain_is_told(start: Callable[[str], Process]) -> 
     asking.start()
     wait_for(lambda: httpx.get(f"{gateway.internal_url}/report").json()["pending"] == 1)
     gateway.process.send_signal(signal.SIGTERM)
-    asking.join(30)
+    asking.join(60)
     assert [answer.status_code for answer in answers] == [503]
     assert answers[0].json()["error"]["code"] == "Draining"
-    assert gateway.process.wait(20) == 0
+    assert gateway.process.wait(60) == 0

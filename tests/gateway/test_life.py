@@ -289,13 +289,14 @@ def test_a_replica_lost_without_a_word_loses_its_requests_in_time(
     gateway: Make, replica: Make, act: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        monkeypatch.setattr(replicas_module, "LOST_S", 0.3)
-        monkeypatch.setattr(replicas_module, "POLL_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
         lost = replica("a", default=act(tokens=100, gap_s=10.0))
         async with gateway(lost) as world:
             streaming = asyncio.create_task(world.ask(stream=True))
-            await world.until(lambda: bool(lost.asked))
-            await asyncio.sleep(0.05)
+            await world.until(
+                lambda: any(e.ticket.judge and e.ticket.judge.num_tokens for e in world.core.open)
+            )
+            monkeypatch.setattr(replicas_module, "LOST_S", 0.3)  # not before its first token
+            monkeypatch.setattr(replicas_module, "POLL_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
             lost.silent = True
             answer = await streaming
             assert answer.events[-1]["error"]["code"] == "ReplicaLost"

@@ -193,7 +193,7 @@ def test_promises_through_real_processes(chain: Chain) -> None:
             next(lines)
             gateway.process.send_signal(signal.SIGTERM)
             assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert gateway.process.wait(20) == 0
+        assert gateway.process.wait(60) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{gateway.url}/health")
 

@@ -88,7 +88,7 @@ def test_all_addresses_are_those_of_both_families_where_there_are_both(
     with contextlib.closing(serve.bind(*serve.parse_listen(":0"))) as sock:
         port = sock.getsockname()[1]
         for host in ("127.0.0.1", *(["::1"] if has_both and has_address("::1") else [])):
-            with socket.create_connection((host, port), timeout=5):
+            with socket.create_connection((host, port), timeout=60):
                 pass
         with pytest.raises(Failed, match="choose another"):
             serve.bind("", port)
@@ -133,7 +133,7 @@ def test_who_stops_listening_goes_on_with_the_connections_that_are_there() -> No
             with pytest.raises(httpx.ConnectError):
                 await late.get(url)
             await client.aclose()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while running.num_connections:
                     await asyncio.sleep(0.01)
 
@@ -145,11 +145,11 @@ def test_the_first_signal_asks_and_the_second_insists() -> None:
         stop = serve.Stop()
         stop.install()
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(stop.asked.wait(), 5)
+        await asyncio.wait_for(stop.asked.wait(), 60)
         assert not stop.at_once.is_set()
         waiting = asyncio.create_task(stop.drained(lambda: False, timeout_s=60))
         os.kill(os.getpid(), signal.SIGTERM)
-        assert not await asyncio.wait_for(waiting, 5)
+        assert not await asyncio.wait_for(waiting, 60)
         return stop
 
     assert asyncio.run(main()).exit_code == 0
@@ -197,7 +197,7 @@ def test_a_renewed_certificate_holds_for_new_connections_and_half_of_one_changes
 
     async def main() -> None:
         listener = serve.Listener(hello, sock, tls_cert=cert, tls_key=key)
-        async with asyncio.timeout(30), serve.serving([listener]):
+        async with asyncio.timeout(60), serve.serving([listener]):
             assert await shown() == first
             Path(key).write_text("half of it")
             while "can't use the new certificate" not in caplog.text:

@@ -104,5 +104,5 @@ def test_following_hands_over_every_new_value_and_survives_a_failing_reader(
                 await asyncio.sleep(0.001)
         task.cancel()
 
-    asyncio.run(asyncio.wait_for(main(), 5))
+    asyncio.run(asyncio.wait_for(main(), 60))
     assert seen == [2, 3]

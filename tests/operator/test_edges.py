@@ -29,7 +29,7 @@ Make = Callable[..., Obj]
 
 async def until(true: Callable[[], bool]) -> None:
     """Wait for what is asserted."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.002)
 

@@ -20,7 +20,7 @@ NUM_CHILDREN = 11
 
 async def until(true: Callable[[], bool]) -> None:
     """Wait for what is asserted."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.002)
 
@@ -131,14 +131,14 @@ def test_it_waits_for_the_lease_and_the_crd_before_it_looks_at_anything(
         cluster.put(manifest())
         other = Lease(cluster, namespace="sys", name="op", identity="other")
         keeping = asyncio.create_task(other.keep(lambda: None))
-        await asyncio.wait_for(other.leading.wait(), 10)
+        await asyncio.wait_for(other.leading.wait(), 60)
         operator = an_operator(cluster, [])
         starting = asyncio.create_task(operator.start())
         await asyncio.sleep(0.05)
         assert children(cluster) == 0
         keeping.cancel()
         await other.release()
-        await asyncio.wait_for(starting, 10)
+        await asyncio.wait_for(starting, 60)
         await until(lambda: children(cluster) > 0)
         await operator.stop()
 
@@ -192,7 +192,7 @@ def test_a_standby_that_is_told_to_stop_leaves_nothing_behind(cluster: Fake) -> 
     async def story() -> None:
         other = Lease(cluster, namespace="sys", name="op", identity="other")
         keeping = asyncio.create_task(other.keep(lambda: None))
-        await asyncio.wait_for(other.leading.wait(), 10)
+        await asyncio.wait_for(other.leading.wait(), 60)
         operator = an_operator(cluster, [])
         starting = asyncio.create_task(operator.start())
         await asyncio.sleep(0.01)

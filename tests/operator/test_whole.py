@@ -190,17 +190,17 @@ async def running(**settings: Any) -> AsyncIterator[Operator]:
     stop, ready = asyncio.Event(), asyncio.Event()
     task = asyncio.create_task(watch(operator, stop=stop, ready=ready))
     try:
-        await asyncio.wait_for(ready.wait(), 20)
+        await asyncio.wait_for(ready.wait(), 60)
         yield operator
     finally:
         stop.set()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 60)
         await kube.close()
 
 
 async def until(true: Callable[[], bool]) -> None:
     """Wait for what is asserted."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.01)
 

@@ -127,7 +127,7 @@ class Chain:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait for something, 10 s at most."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not holds():
                 await asyncio.sleep(0.005)
 
