@@ -167,7 +167,11 @@ def test_rows_after_drafts_are_those_of_accepting_them(
     assert asked.mask() == expected[len(kept)]
 
 
-PLAIN = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"]), max_size=8)
+PLAIN = st.text(
+    st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"], exclude_characters="<"),
+    max_size=8,
+)
+"""Without what a special token is spelt with: it would become one."""
 
 
 @settings(max_examples=40)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sloserve.tools.formats import FORMATS
@@ -183,6 +183,7 @@ def test_calls_written_in_a_format_are_read_back(
 
 @given(how=st.sampled_from(sorted(FORMATS)), text=st.text())
 def test_any_text_without_a_marker_comes_out_as_it_is(how: str, text: str) -> None:
+    assume(not any(marker in text for marker in FORMATS[how].markers))  # it does draw them
     assert told(how, list(text)) == (text, [])
 
 
