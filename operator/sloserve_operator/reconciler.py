@@ -28,7 +28,7 @@ from sloserve_operator.decide import Decision, PodNote, decide
 from sloserve_operator.figures import Figures
 from sloserve_operator.known import FOREIGN_S, LOOK_AGAIN_S, Known
 from sloserve_operator.observed import Claim, Now, Observed
-from sloserve_operator.outline import outline
+from sloserve_operator.outline import lean, outline
 from sloserve_operator.pods import stuck
 from sloserve_operator.posting import Poster
 from sloserve_operator.reports import GatewayReport
@@ -37,6 +37,11 @@ from sloserve_operator.status import due_s, without_news_of_days
 
 log = logging.getLogger(__name__)
 
+ECHO_S = 0.5
+"""
+What a write brings back may hold what others changed meanwhile, and its event is no news then:
+so there is one more look.
+"""
 NOTES_S = 30.0
 """Between two looks at the Events of pods that don't come up."""
 
@@ -98,6 +103,7 @@ class Reconciler:
         observed = await self._observe(key, service, known, now)
         decision = decide(observed, settings=self._settings, memory=known.memory, now=now)
         num_writes = await self._act(known, decision, observed, now)
+        echo_s = ECHO_S if num_writes else None
         news = known.foreign.keys() - observed.foreign or known.refused.keys() - observed.refused
         if news or self.kinds != observed.kinds:
             observed = await self._observe(key, service, known, now)  # say so at once
@@ -112,8 +118,15 @@ class Reconciler:
             (any(map(stuck, observed.pods)), NOTES_S),
         )
         retry_s = next((s for waits, s in retries_s if waits), None)
-        times_s = [s for s in (decision.again_s, retry_s, status_s) if s is not None]
+        if self._changed_meanwhile(key, service):
+            echo_s = ECHO_S
+        times_s = [s for s in (decision.again_s, retry_s, status_s, echo_s) if s is not None]
         return min(times_s, default=None), num_writes
+
+    def _changed_meanwhile(self, key: Key, service: Obj) -> bool:
+        """Whether what the writes brought back is of another generation than was looked at."""
+        now = self._cache.service(key) or service
+        return now["metadata"].get("generation") != service["metadata"].get("generation")
 
     async def _observe(self, key: Key, service: Obj, known: Known, now: Now) -> Observed:
         generation = int(service["metadata"].get("generation", 0))
@@ -199,14 +212,17 @@ class Reconciler:
         live = own.get(ref)
         if live is None:
             return False
-        seen = annotation_of(child, names.APPLIED) or "", version_of(live)
-        if known.seen.get(ref) == seen:
+        if known.seen.get(ref) == _seen(child, live):
             return True
         if not in_place(child, live) and known.accepted.get(ref) != _mark(child, live):
             return False
-        known.seen[ref] = seen
-        self._cache.shrink(outline(live, child))
+        self._settle(known, child, live)
         return True
+
+    def _settle(self, known: Known, child: Obj, live: Obj) -> None:
+        """`live` is as wanted: no more of it is kept than decisions read."""
+        known.seen[ref_of(child)] = _seen(child, live)
+        self._cache.shrink(outline(lean(live), child))
 
     async def _dry_runs(
         self, known: Known, pending: list[Obj], observed: Observed, now: Now
@@ -260,6 +276,7 @@ class Reconciler:
         self._figures.add("sloserve_operator_writes_total", "apply")
         self._cache.put(applied)
         known.accepted[ref] = _mark(child, applied)
+        self._settle(known, child, applied)
         return True
 
     def _lose(self, kind: Kind) -> None:
@@ -356,6 +373,10 @@ class Reconciler:
 
 def _names(child: Obj) -> dict[str, str]:
     return {"kind": child["kind"], "object": child["metadata"]["name"]}
+
+
+def _seen(child: Obj, live: Obj) -> tuple[str, str]:
+    return annotation_of(child, names.APPLIED) or "", version_of(live)
 
 
 def _mark(child: Obj, live: Obj) -> tuple[str, str, int]:

@@ -121,3 +121,53 @@ def test_children_are_kept_in_outline_and_still_healed(world: World, manifest: M
             assert change.items().isdisjoint(healed.items())
 
     asyncio.run(story())
+
+
+def test_a_spec_that_changes_while_status_is_written_is_looked_at(
+    world: World, manifest: Make
+) -> None:
+    """The answer to the write holds it already, so its own event is no news any more."""
+
+    def change(verb: str, kind: str, name: str) -> None:
+        if (verb, kind) == ("apply", "SLOService"):
+            world.cluster.fail = lambda verb, kind, name: None
+            world.cluster.put(manifest(replicas=3))
+
+    async def story() -> None:
+        world.cluster.put(manifest())
+        while world.events:
+            world.hear()
+        world.cluster.fail = change
+        assert await world.look() is not None
+        assert world.cluster.one("Deployment", "chat-replica")["spec"]["replicas"] == 2
+        while world.events:
+            world.hear()
+        await world.look()
+        assert world.cluster.one("Deployment", "chat-replica")["spec"]["replicas"] == 3
+        await world.settle()
+        assert await world.look() is None  # and nothing more
+
+    asyncio.run(story())
+
+
+def test_a_spec_that_changes_while_only_status_is_written_asks_for_a_look(
+    world: World, manifest: Make, report: Make
+) -> None:
+    def change(verb: str, kind: str, name: str) -> None:
+        if (verb, kind) == ("apply", "SLOService"):
+            world.cluster.fail = lambda verb, kind, name: None
+            world.cluster.put(manifest(replicas=3))
+
+    async def story() -> None:
+        world.cluster.put(manifest())
+        await world.settle()
+        world.cluster.fail = change
+        world.hear_gateways(report, classes={"fast": (100, 80), "slow": (0, 0)})
+        again_s = await world.look()
+        assert again_s is not None
+        assert again_s <= 1.0
+        world.events.clear()  # as if they were all no news
+        await world.look()
+        assert world.cluster.one("Deployment", "chat-replica")["spec"]["replicas"] == 3
+
+    asyncio.run(story())
