@@ -61,8 +61,9 @@ class NoDiffBase(kopf.DiffBaseStorage):
         """Nothing of an object matters."""
         return kopf.BodyEssence()
 
-    def fetch(self, **_: Any) -> None:
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
         """Nothing was stored."""
+        return None
 
     def store(self, **_: Any) -> None:
         """Nothing is stored."""

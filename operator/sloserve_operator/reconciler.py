@@ -126,7 +126,8 @@ class Reconciler:
     def _changed_meanwhile(self, key: Key, service: Obj) -> bool:
         """Whether what the writes brought back is of another generation than was looked at."""
         now = self._cache.service(key) or service
-        return now["metadata"].get("generation") != service["metadata"].get("generation")
+        before, after = (obj["metadata"].get("generation") for obj in (service, now))
+        return bool(before != after)
 
     async def _observe(self, key: Key, service: Obj, known: Known, now: Now) -> Observed:
         generation = int(service["metadata"].get("generation", 0))
