@@ -16,6 +16,7 @@ from sloserve_operator.api import (
     uid_of,
     version_of,
 )
+from sloserve_operator.outline import lean
 
 
 def service_key(obj: Obj) -> Key | None:
@@ -51,10 +52,23 @@ class Cache:
         if stale:
             self._tidy(key)
             return None
-        place[ref] = obj
+        place[ref] = lean(obj)
         if ref.kind == POD.kind:
             self._pods[key, ref] = None
         return key
+
+    def known_as(self, obj: Obj) -> Obj:
+        """What is kept of this very version of an object already, or `obj` itself."""
+        key = service_key(obj)
+        known = self._objects.get(key, {}).get(ref_of(obj)) if key is not None else None
+        return known if known is not None and _same(known, obj) else obj
+
+    def shrink(self, outline: Obj) -> None:
+        """Keep no more than this of an object, if this very version is what is known."""
+        if (known := self.known_as(outline)) is not outline:
+            key = service_key(known)
+            assert key is not None
+            self._objects[key][ref_of(known)] = outline
 
     def drop(self, obj: Obj) -> Key | None:
         """Something was deleted; its service's key if it was known."""
@@ -137,6 +151,10 @@ class Cache:
     def known(self) -> list[Key]:
         """Every service of which anything is known."""
         return list(self._objects)
+
+
+def _same(one: Obj, other: Obj) -> bool:
+    return uid_of(one) == uid_of(other) and version_of(one) == version_of(other) != ""
 
 
 def _newer(obj: Obj, known: Obj) -> bool:

@@ -1,5 +1,6 @@
 """What the operator asks of an API server: a few verbs, over plain objects."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from sloserve.errors import SloserveError
@@ -41,6 +42,11 @@ class Listed(NamedTuple):
     version: str
 
 
+def as_it_is(obj: Obj) -> Obj:
+    """The object."""
+    return obj
+
+
 class Cluster(Protocol):
     """An API server. Every method raises ApiError; writes raise NotLeading without the Lease."""
 
@@ -49,9 +55,19 @@ class Cluster(Protocol):
         ...
 
     async def list_all(
-        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = ""
+        self,
+        kind: Kind,
+        namespace: str | None,
+        *,
+        labels: str = "",
+        fields: str = "",
+        keep: Callable[[Obj], Obj] = as_it_is,
     ) -> Listed:
-        """All objects of a kind, paged; each with its apiVersion and kind."""
+        """
+        All objects of a kind, paged; each with its apiVersion and kind.
+
+        What `keep` makes of each is listed: a page is forgotten before the next one is read.
+        """
         ...
 
     async def apply(

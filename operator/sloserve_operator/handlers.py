@@ -11,6 +11,9 @@ from sloserve_operator.api import CHILD_KINDS, GROUP, POD, SERVICE, Kind, Obj
 WATCHED = (*(kind for kind in CHILD_KINDS.values() if not kind.optional), POD)
 """Children that every cluster knows. Objects of optional kinds are seen at each resync only."""
 
+PAGE = 100
+"""Objects that are listed at once."""
+
 Heard = Callable[[Kind, str | None, Obj], None]
 """Called with the kind, the type of the event (None: it was listed) and the object."""
 
@@ -48,8 +51,22 @@ def _listen(registry: kopf.OperatorRegistry, kind: Kind, heard: Heard) -> None:
     async def event(event: Any, **_: Any) -> None:
         obj: Obj = dict(event["object"])
         obj["apiVersion"], obj["kind"] = kind.api_version, kind.kind
-        obj["metadata"] = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
         heard(kind, event["type"], obj)
+
+
+class NoDiffBase(kopf.DiffBaseStorage):
+    """Nobody asks what changed since the last handling: no copy of every object is made."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Nothing of an object matters."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        """Nothing was stored."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Nothing is stored."""
 
 
 def make_settings(*, clusterwide: bool, selector: str) -> kopf.OperatorSettings:
@@ -64,13 +81,12 @@ def make_settings(*, clusterwide: bool, selector: str) -> kopf.OperatorSettings:
     settings.networking.request_timeout = 15
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = [1, 1, 2, 3, *[5] * 8]
-    settings.queueing.idle_timeout = 1.0  # a worker per object has nothing to remember here
+    settings.queueing.idle_timeout = 0.05  # a worker holds its object, and has nothing to remember
+    settings.watching.chunk_size = PAGE  # whole lists are the peak of an operator's memory
     settings.queueing.exit_timeout = 0.1  # nothing is lost with an event: hand the Lease over
     settings.persistence.finalizer = f"{GROUP}/finalizer"  # none is ever set
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
-        prefix=GROUP, key="last"
-    )
+    settings.persistence.diffbase_storage = NoDiffBase()
     for kind in WATCHED:
         settings.watching.label_selectors[kind.plural] = names.OURS
     if selector:

@@ -4,13 +4,14 @@ import json
 import os
 from collections.abc import Callable
 from typing import Any
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio import client, config
 
 from sloserve.errors import Failed
 from sloserve_operator.api import FIELD_MANAGER, Kind, Obj, Ref
-from sloserve_operator.cluster import ApiError, Listed, NotLeading
+from sloserve_operator.cluster import ApiError, Listed, NotLeading, as_it_is
 
 TIMEOUT_S = 15.0
 LEASE_TIMEOUT_S = 4.0
@@ -40,6 +41,8 @@ class Kube:
         """
         settings = client.Configuration()
         settings.connection_pool_maxsize = num_connections
+        # Without this every request looks for a netrc file, in a thread of its own.
+        settings.client_session_kwargs = {"trust_env": bool(getproxies())}
         try:
             config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
@@ -69,7 +72,13 @@ class Kube:
             raise
 
     async def list_all(
-        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = ""
+        self,
+        kind: Kind,
+        namespace: str | None,
+        *,
+        labels: str = "",
+        fields: str = "",
+        keep: Callable[[Obj], Obj] = as_it_is,
     ) -> Listed:
         """All objects of a kind, in pages."""
         items: list[Obj] = []
@@ -80,7 +89,7 @@ class Kube:
         while True:
             page = [*query, ("continue", more)] if more else query
             answer = await self._ask("GET", kind.path(namespace), query=page)
-            items += [_named(kind, item) for item in answer["items"]]
+            items += [keep(_named(kind, item)) for item in answer.pop("items")]
             version = version or str(answer["metadata"].get("resourceVersion", ""))
             more = str(answer["metadata"].get("continue") or "")
             if not more:

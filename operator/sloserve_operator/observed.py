@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from sloserve.slo.service import ServiceSpec
 from sloserve_operator import names
@@ -39,7 +40,7 @@ class Claim:
         return not self.exists or "ReadWriteMany" in self.access_modes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Observed:
     """A snapshot of the cluster around one service."""
 
@@ -63,7 +64,7 @@ class Observed:
     may_upgrade: bool = True
     """Whether an operator upgrade may roll this service now."""
 
-    @property
+    @cached_property
     def own(self) -> dict[Ref, Obj]:
         """The children that this very service controls."""
         uid = uid_of(self.service)

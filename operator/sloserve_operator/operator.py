@@ -188,7 +188,9 @@ class Operator:
         return True
 
     async def _list(self, kind: Kind, namespace: str | None, *, labels: str) -> None:
-        listed = await self._cluster.list_all(kind, namespace, labels=labels)
+        listed = await self._cluster.list_all(
+            kind, namespace, labels=labels, keep=self.cache.known_as
+        )
         changed = self.cache.replace(
             kind.kind, listed.items, version=listed.version, namespace=namespace
         )

@@ -43,6 +43,11 @@ class _Told:
     report: GatewayReport | None = None
 
 
+def service_of(pod: Obj) -> Key:
+    """The service of a gateway."""
+    return Key(key_of(pod).namespace, label_of(pod, names.INSTANCE) or "")
+
+
 class Poller:
     """
     Asks gateways for their reports. `changed` is called with a service's key when one says
@@ -91,21 +96,31 @@ class Poller:
                 await asyncio.sleep(TICK_S)
 
     def _due(self) -> list[Obj]:
-        """Gateways to ask now: those first that have waited longest, when there are too many."""
+        """
+        Gateways to ask now: those first that have waited longest, when there are too many.
+
+        Those of one service come together, so that one look at it does for all of them.
+        """
         now_s, alive = self._clock(), set()
-        due: list[tuple[float, Obj]] = []
+        soon: list[tuple[float, Key, Obj]] = []
         for pod in self._gateways():
-            uid, address = uid_of(pod), (pod.get("status") or {}).get("podIP")
+            uid = uid_of(pod)
             alive.add(uid)
             told = self._told.get(uid)
-            waits = told is not None and told.due_s > now_s and not self._sooner(pod, told, now_s)
-            up = address and (ready(pod) or (leaving(pod) and told is not None))
-            if up and not waits and uid not in self._busy:
-                due.append((told.due_s if told is not None else -inf, pod))
+            due_s = -inf if told is None else told.due_s
+            if told is not None and due_s > now_s and self._sooner(pod, told, now_s):
+                due_s = now_s
+            if due_s - now_s > self._poll_s / 2 or uid in self._busy:
+                continue
+            address = (pod.get("status") or {}).get("podIP")
+            if address and (ready(pod) or (leaving(pod) and told is not None)):
+                soon.append((due_s, service_of(pod), pod))
         for uid in self._told.keys() - alive:
             del self._told[uid]
-        due.sort(key=itemgetter(0))
-        return [pod for _, pod in due[: max(0, NUM_AT_ONCE - len(self._busy))]]
+        soon.sort(key=itemgetter(0))
+        services = {key for due_s, key, _ in soon if due_s <= now_s}
+        asked = [pod for _, key, pod in soon if key in services]
+        return asked[: max(0, NUM_AT_ONCE - len(self._busy))]
 
     def _sooner(self, pod: Obj, told: _Told, now_s: float) -> bool:
         if leaving(pod):
@@ -113,8 +128,7 @@ class Poller:
         return self._asleep(told.key) and now_s - told.at_s >= ASLEEP_S
 
     async def _ask(self, session: aiohttp.ClientSession, pod: Obj) -> None:
-        uid, name = uid_of(pod), label_of(pod, names.INSTANCE) or ""
-        key = Key(key_of(pod).namespace, name)
+        uid, key = uid_of(pod), service_of(pod)
         told = self._told.setdefault(uid, _Told(key, -inf, 0.0))
         host = str(pod["status"]["podIP"])
         shown = f"[{host}]" if ":" in host else host

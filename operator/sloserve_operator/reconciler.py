@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
 from sloserve_operator import names
 from sloserve_operator.api import (
@@ -27,44 +26,26 @@ from sloserve_operator.cluster import ApiError, Cluster
 from sloserve_operator.compare import in_place
 from sloserve_operator.decide import Decision, PodNote, decide
 from sloserve_operator.figures import Figures
-from sloserve_operator.observed import Claim, Memory, Now, Observed
+from sloserve_operator.known import FOREIGN_S, LOOK_AGAIN_S, Known
+from sloserve_operator.observed import Claim, Now, Observed
+from sloserve_operator.outline import lean, outline
 from sloserve_operator.pods import stuck
 from sloserve_operator.posting import Poster
 from sloserve_operator.reports import GatewayReport
 from sloserve_operator.settings import OperatorSettings
-from sloserve_operator.status import due_s
+from sloserve_operator.status import due_s, without_news_of_days
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = 60.0
-"""After this time what was refused or missing is tried or looked at again."""
-FOREIGN_S = 10.0
-"""And what belongs to somebody else after this one: no watch of ours tells that it is gone."""
-CLAIM_S = 600.0
-"""And a claim that is as it should be after this one: its access modes can't change."""
+ECHO_S = 0.5
+"""
+What a write brings back may hold what others changed meanwhile, and its event is no news then:
+so there is one more look.
+"""
 NOTES_S = 30.0
 """Between two looks at the Events of pods that don't come up."""
 
 Reports = Callable[[Iterable[Obj]], Mapping[str, GatewayReport]]
-
-
-@dataclass(slots=True)
-class _Known:
-    """What this process keeps about one service between two looks."""
-
-    memory: Memory = field(default_factory=Memory)
-    status_s: float = float("-inf")
-    """When status was written last."""
-    generation: int = 0
-    foreign: dict[Ref, float] = field(default_factory=dict)
-    refused: dict[Ref, tuple[float, str]] = field(default_factory=dict)
-    accepted: dict[Ref, tuple[str, str, int]] = field(default_factory=dict)
-    """Uid, hash and generation of a child as the API server took it, in its own spelling."""
-    seen: dict[Ref, tuple[Obj, str]] = field(default_factory=dict)
-    """A child as wanted, and the version in which the cluster's was found to be so."""
-    claims: dict[str, tuple[float, Claim]] = field(default_factory=dict)
-    notes: tuple[Obj, ...] = ()
-    notes_s: float = float("-inf")
 
 
 class Reconciler:
@@ -88,7 +69,7 @@ class Reconciler:
         self._poster = poster
         self._figures = figures
         self._clock = clock
-        self._known: dict[Key, _Known] = {}
+        self._known: dict[Key, Known] = {}
         self._upgrading: set[Key] = set()
         self.kinds: frozenset[str] = frozenset()
         """Optional kinds that the cluster knows."""
@@ -117,11 +98,12 @@ class Reconciler:
         return again_s
 
     async def _look(self, key: Key, service: Obj) -> tuple[float | None, int]:
-        known = self._known.setdefault(key, _Known())
+        known = self._known.setdefault(key, Known())
         now = self._clock()
         observed = await self._observe(key, service, known, now)
         decision = decide(observed, settings=self._settings, memory=known.memory, now=now)
         num_writes = await self._act(known, decision, observed, now)
+        echo_s = ECHO_S if num_writes else None
         news = known.foreign.keys() - observed.foreign or known.refused.keys() - observed.refused
         if news or self.kinds != observed.kinds:
             observed = await self._observe(key, service, known, now)  # say so at once
@@ -136,16 +118,24 @@ class Reconciler:
             (any(map(stuck, observed.pods)), NOTES_S),
         )
         retry_s = next((s for waits, s in retries_s if waits), None)
-        times_s = [s for s in (decision.again_s, retry_s, status_s) if s is not None]
+        if self._changed_meanwhile(key, service):
+            echo_s = ECHO_S
+        times_s = [s for s in (decision.again_s, retry_s, status_s, echo_s) if s is not None]
         return min(times_s, default=None), num_writes
 
-    async def _observe(self, key: Key, service: Obj, known: _Known, now: Now) -> Observed:
+    def _changed_meanwhile(self, key: Key, service: Obj) -> bool:
+        """Whether what the writes brought back is of another generation than was looked at."""
+        now = self._cache.service(key) or service
+        before, after = (obj["metadata"].get("generation") for obj in (service, now))
+        return bool(before != after)
+
+    async def _observe(self, key: Key, service: Obj, known: Known, now: Now) -> Observed:
         generation = int(service["metadata"].get("generation", 0))
         if generation != known.generation:  # the spec changed: everything deserves a new try
             known.generation = generation
             known.refused.clear()
             known.claims.clear()
-        _expire(known, now.mono_s)
+        known.expire(now.mono_s)
         pods = self._cache.pods(key)
         await self._look_at_pods(key, pods, known, now)
         await self._look_at_claims(service, known, now)
@@ -163,7 +153,7 @@ class Reconciler:
             or len(self._upgrading) < self._settings.max_rollouts,
         )
 
-    async def _look_at_pods(self, key: Key, pods: tuple[Obj, ...], known: _Known, now: Now) -> None:
+    async def _look_at_pods(self, key: Key, pods: tuple[Obj, ...], known: Known, now: Now) -> None:
         """Only Events tell why a volume does not mount; they are read for stuck pods alone."""
         waiting = {uid_of(pod) for pod in pods if stuck(pod)}
         if not waiting:
@@ -181,7 +171,7 @@ class Reconciler:
                 e for e in listed.items if (e.get("involvedObject") or {}).get("uid") in waiting
             )
 
-    async def _look_at_claims(self, service: Obj, known: _Known, now: Now) -> None:
+    async def _look_at_claims(self, service: Obj, known: Known, now: Now) -> None:
         """The access modes of the cache's claim; what may not be read is simply not known."""
         cache = ((service.get("spec") or {}).get("model") or {}).get("cache") or {}
         name = cache.get("claimName") if isinstance(cache, dict) else None
@@ -195,7 +185,7 @@ class Reconciler:
         modes = tuple(((found or {}).get("spec") or {}).get("accessModes") or ())
         known.claims[name] = (now.mono_s, Claim(found is not None, modes))
 
-    async def _act(self, known: _Known, decision: Decision, observed: Observed, now: Now) -> int:
+    async def _act(self, known: Known, decision: Decision, observed: Observed, now: Now) -> int:
         """Carry the decision out, but for the status; the number of writes."""
         num_writes = await self._annotate(decision.pod_costs)
         own = observed.own
@@ -218,21 +208,25 @@ class Reconciler:
             num_writes += 1
         return num_writes + await self._annotate(decision.pod_notes)
 
-    def _in_place(self, known: _Known, child: Obj, own: Mapping[Ref, Obj]) -> bool:
+    def _in_place(self, known: Known, child: Obj, own: Mapping[Ref, Obj]) -> bool:
         ref = ref_of(child)
         live = own.get(ref)
         if live is None:
             return False
-        before = known.seen.get(ref)
-        if before is not None and before[0] is child and before[1] == version_of(live):
+        if known.seen.get(ref) == _seen(child, live):
             return True
-        if in_place(child, live):
-            known.seen[ref] = child, version_of(live)
-            return True
-        return known.accepted.get(ref) == _mark(child, live)
+        if not in_place(child, live) and known.accepted.get(ref) != _mark(child, live):
+            return False
+        self._settle(known, child, live)
+        return True
+
+    def _settle(self, known: Known, child: Obj, live: Obj) -> None:
+        """`live` is as wanted: no more of it is kept than decisions read."""
+        known.seen[ref_of(child)] = _seen(child, live)
+        self._cache.shrink(outline(lean(live), child))
 
     async def _dry_runs(
-        self, known: _Known, pending: list[Obj], observed: Observed, now: Now
+        self, known: Known, pending: list[Obj], observed: Observed, now: Now
     ) -> bool:
         """Ask the API server about pod templates with an overlay before anything changes."""
         spec = observed.service.get("spec") or {}
@@ -254,7 +248,7 @@ class Reconciler:
                 return False
         return True
 
-    async def _apply(self, known: _Known, child: Obj, live: Obj | None, now: Now) -> bool:
+    async def _apply(self, known: Known, child: Obj, live: Obj | None, now: Now) -> bool:
         """Apply one child; False when it can't be, which is noted."""
         kind, ref = kind_of(child), ref_of(child)
         namespace = child["metadata"]["namespace"]
@@ -283,6 +277,7 @@ class Reconciler:
         self._figures.add("sloserve_operator_writes_total", "apply")
         self._cache.put(applied)
         known.accepted[ref] = _mark(child, applied)
+        self._settle(known, child, applied)
         return True
 
     def _lose(self, kind: Kind) -> None:
@@ -312,7 +307,7 @@ class Reconciler:
         return num_writes
 
     async def _tell(
-        self, service: Obj, known: _Known, decision: Decision, now: Now
+        self, service: Obj, known: Known, decision: Decision, now: Now
     ) -> tuple[int, float | None]:
         """
         Write status if that is due, and post Events.
@@ -324,14 +319,16 @@ class Reconciler:
         if wanted is None:
             return 0, None
         num_writes = 0
-        wait_s = due_s(previous, wanted, since_s=now.mono_s - known.status_s)
+        counted_s = now.mono_s - known.counted_s
+        wait_s = due_s(previous, wanted, since_s=now.mono_s - known.status_s, counted_s=counted_s)
         if wait_s == 0.0:
+            told = without_news_of_days(wanted, previous=previous, counted_s=counted_s)
             meta = service["metadata"]
             body = {
                 "apiVersion": SERVICE.api_version,
                 "kind": SERVICE.kind,
                 "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
-                "status": wanted,
+                "status": told,
             }
             try:
                 written = await self._cluster.apply(SERVICE, body, sub="status")
@@ -343,7 +340,10 @@ class Reconciler:
             self._figures.add("sloserve_operator_writes_total", "status")
             if uid_of(written) == uid_of(service):
                 self._cache.put(written)
-            num_writes = 1 + await self._annotate(decision.counted)
+            num_writes = 1
+            if told is wanted:
+                known.counted_s = now.mono_s
+                num_writes += await self._annotate(decision.counted)
         await self._poster.post(service, decision.notices, now)
         return num_writes, wait_s or None
 
@@ -376,6 +376,10 @@ def _names(child: Obj) -> dict[str, str]:
     return {"kind": child["kind"], "object": child["metadata"]["name"]}
 
 
+def _seen(child: Obj, live: Obj) -> tuple[str, str]:
+    return annotation_of(child, names.APPLIED) or "", version_of(live)
+
+
 def _mark(child: Obj, live: Obj) -> tuple[str, str, int]:
     generation = int(live["metadata"].get("generation", 0))
     if not generation:  # kinds without one: the version tells
@@ -387,14 +391,3 @@ def _mark(child: Obj, live: Obj) -> tuple[str, str, int]:
 def _is_ours(there: Obj, child: Obj) -> bool:
     owner = controller_of(there)
     return owner is not None and owner.get("uid") == child["metadata"]["ownerReferences"][0]["uid"]
-
-
-def _expire(known: _Known, now_s: float) -> None:
-    """What is old enough is tried again."""
-    known.foreign = {ref: at for ref, at in known.foreign.items() if now_s - at < FOREIGN_S}
-    known.refused = {r: told for r, told in known.refused.items() if now_s - told[0] < LOOK_AGAIN_S}
-    known.claims = {
-        name: (at_s, claim)
-        for name, (at_s, claim) in known.claims.items()
-        if now_s - at_s < (CLAIM_S if claim.exists and claim.shareable else LOOK_AGAIN_S)
-    }

@@ -1,5 +1,7 @@
 """The status of a service: what is written, and when a number is worth a write."""
 
+import re
+
 from sloserve.slo import SloClass
 from sloserve_operator import names
 from sloserve_operator.api import Obj
@@ -13,6 +15,7 @@ QUIET_S = 30.0
 """Numbers change at most this often."""
 STEP = 0.5
 """And only by so many points."""
+_TRAFFIC = re.compile(r"[0-9.]+%|[0-9]+(?= requests)")
 DAYS_S = 300.0
 """Counts alone are written this often: gateways remember them meanwhile."""
 
@@ -90,20 +93,40 @@ def _percent(value: float) -> str:
     return f"{max(value, -9999.0):.1f}"
 
 
-def due_s(previous: Obj, wanted: Obj, *, since_s: float) -> float | None:
+def due_s(previous: Obj, wanted: Obj, *, since_s: float, counted_s: float) -> float | None:
     """
     Seconds until `wanted` is to be written, 0: now, None: there is nothing to write.
 
-    `since_s` have passed since the last write. What a person waits for (conditions, counts of
-    replicas, generation) is written at once. Percentages wait for QUIET_S and STEP, daily counts
-    for DAYS_S.
+    `since_s` have passed since the last write, `counted_s` since one with new daily counts. What
+    a person waits for (conditions, counts of replicas, generation) is written at once. Percentages
+    wait for QUIET_S and STEP, daily counts for DAYS_S.
     """
     if wanted == previous:
         return None
     if _firm(wanted) != _firm(previous):
         return 0.0
-    patience_s = QUIET_S if _moved(previous, wanted) else DAYS_S
-    return max(0.0, patience_s - since_s)
+    counts_s = max(0.0, DAYS_S - counted_s)
+    if _moved(previous, wanted):
+        return min(counts_s, max(0.0, QUIET_S - since_s))
+    return counts_s
+
+
+def without_news_of_days(wanted: Obj, *, previous: Obj, counted_s: float) -> Obj:
+    """
+    `wanted` with the daily counts that are written already, while nothing but percentages moved.
+
+    Every write of counts takes one more for each gateway, on whose pod it is noted what of its
+    counters is in them.
+    """
+    if counted_s >= DAYS_S or _firm(wanted) != _firm(previous):
+        return wanted
+    before = {c["name"]: c.get("days") for c in previous.get("classes") or ()}
+    classes = []
+    for told in wanted["classes"]:
+        plain = {name: value for name, value in told.items() if name != "days"}
+        days = before.get(told["name"])
+        classes.append(plain | {"days": days} if days else plain)
+    return {**wanted, "classes": classes}
 
 
 def _firm(status: Obj) -> Obj:
@@ -119,10 +142,8 @@ def _firm(status: Obj) -> Obj:
 
 
 def _moved(previous: Obj, wanted: Obj) -> bool:
-    """Whether a percentage moved by a step, came or went, or a message changed."""
-    if [c.get("message") for c in previous.get("conditions") or ()] != [
-        c.get("message") for c in wanted["conditions"]
-    ]:
+    """Whether a percentage moved by a step, came or went, or a message changed its words."""
+    if _words(previous) != _words(wanted):
         return True
     if previous.get("bindingConstraint") != wanted.get("bindingConstraint"):
         return True
@@ -130,6 +151,12 @@ def _moved(previous: Obj, wanted: Obj) -> bool:
     return before.keys() != after.keys() or any(
         abs(after[name] - before[name]) >= STEP for name in after
     )
+
+
+def _words(status: Obj) -> list[str]:
+    """Messages without shares and counts of requests: traffic moves those at every look."""
+    told = (str(c.get("message")) for c in status.get("conditions") or ())
+    return [_TRAFFIC.sub("#", message) for message in told]
 
 
 def _numbers(status: Obj) -> dict[tuple[str, str], float]:

@@ -11,7 +11,7 @@ from tests.operator.managed_fields import Path, assign, leaves, lookup, unset
 
 from sloserve_operator import names
 from sloserve_operator.api import CHILD_KINDS, POD, SERVICE, Kind, Obj, Ref
-from sloserve_operator.cluster import ApiError, Listed
+from sloserve_operator.cluster import ApiError, Listed, as_it_is
 from sloserve_operator.observed import Now
 from sloserve_operator.settings import OperatorSettings
 
@@ -44,12 +44,13 @@ class FakeCluster:
         return copy.deepcopy(found)
 
     async def list_all(
-        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = ""
-    ) -> Listed:
+        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = "",
+        keep: Callable[[Obj], Obj] = as_it_is,
+    ) -> Listed:  # fmt: skip
         await self._enter("list", kind, "")
         wanted = dict(pair.split("=") for pair in labels.split(",") if pair)
         found = [
-            copy.deepcopy(obj)
+            keep(copy.deepcopy(obj))
             for (k, ns, _), obj in self.objects.items()
             if k == kind.kind
             and namespace in (None, ns)

@@ -18,7 +18,7 @@ from sloserve_operator.cluster import ApiError, NotLeading
 from sloserve_operator.figures import Figures
 from sloserve_operator.notices import NORMAL, WARNING, Notice
 from sloserve_operator.observed import Now
-from sloserve_operator.polling import Poller
+from sloserve_operator.polling import Poller, _Told
 from sloserve_operator.posting import Poster
 from sloserve_operator.settings import OperatorSettings
 from sloserve_operator.web import parse_listen, serving
@@ -133,6 +133,23 @@ def test_gateways_that_are_not_ready_are_not_asked() -> None:
         asleep=lambda key: False, changed=lambda key: None, clock=Clock(), poll_s=10.0,
     )  # fmt: skip
     assert poller._due() == []
+
+
+def test_gateways_of_one_service_are_asked_together_and_others_when_they_are_due() -> None:
+    clock = Clock()
+    pods = [gateway_pod("g1"), gateway_pod("g2"), gateway_pod("g3")]
+    other = gateway_pod("o1")
+    other["metadata"]["labels"] = other["metadata"]["labels"] | {names.INSTANCE: "other"}
+    poller = Poller(
+        gateways=lambda: [*pods, other], asleep=lambda key: False, changed=lambda key: None,
+        clock=clock, poll_s=10.0,
+    )  # fmt: skip
+    for pod, due_s in ((pods[0], 12.0), (pods[1], 9.5), (pods[2], 16.0), (other, 10.5)):
+        poller._told[pod["metadata"]["uid"]] = _Told(Key("team", "chat"), 0.0, due_s)
+    clock.now_s = 9.0
+    assert poller._due() == []
+    clock.now_s = 10.0
+    assert [pod["metadata"]["uid"] for pod in poller._due()] == ["g2", "g1"]
 
 
 # Events.
