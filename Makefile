@@ -67,7 +67,11 @@ ifneq ($(KUBECONFIG),)
 	$(BIN)/python -m pytest tests -m e2e $(ARGS) || test $$? -eq 5
 endif
 
-clients: $(STAMP)  ## run lm_eval, guidellm, aiperf against replica and gateway (CLIENTS=lm_eval)
+clients: $(STAMP) .venv-clients  ## run lm_eval, guidellm, aiperf against a service (CLIENTS=lm_eval)
+	$(BIN)/python -m pytest tests/clients $(ARGS)
+
+.PHONY: .venv-clients   # CLIENTS may be others than last time
+.venv-clients:
 	test -x $(CLIENTS_BIN)/uv || { $(PYTHON) -m venv .venv-clients && \
 		$(CLIENTS_BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
 ifneq ($(filter guidellm,$(CLIENTS)),)
@@ -76,7 +80,6 @@ ifneq ($(filter guidellm,$(CLIENTS)),)
 endif
 	$(CLIENTS_BIN)/uv pip install --quiet --python $(CLIENTS_BIN)/python \
 		-c tests/clients/constraints.txt $(patsubst lm_eval,'lm_eval[api]' transformers,$(CLIENTS))
-	$(BIN)/python -m pytest tests/clients $(ARGS)
 
 e2e: $(STAMP)  ## run the stories of e2e/ on KUBECONFIG's cluster, else on one made by kind
 ifeq ($(KUBECONFIG),)
