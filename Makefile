@@ -20,6 +20,11 @@ WORKERS ?= 2
 # Stories wait more than they compute; those that disturb a whole cluster come afterwards, alone.
 E2E_WORKERS ?= 3
 
+# Clients of others, in an environment of their own (.venv-clients): 0.7 GB for lm_eval, 1.1 GB more
+# for guidellm (which wants a PyTorch) and aiperf. By uv: pip takes minutes to choose versions.
+CLIENTS    ?= lm_eval guidellm aiperf
+CLIENTS_BIN = .venv-clients/bin
+
 # Images: `make images BUILDER=podman`, `BUILDER="docker buildx" BUILD_ARGS="--platform linux/arm64 --push"`.
 # BUILD is the whole command, for builders with other flags: $(1) name, $(2) Dockerfile, $(3) stage.
 IMAGES     ?= operator gateway engine
@@ -30,7 +35,7 @@ BUILD_ARGS ?=
 BUILD      ?= $(BUILDER) build --tag $(1) --file $(2) --target $(3) $(BUILD_ARGS) .
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up bench test e2e check format generate images clean
+.PHONY: help setup up bench test clients e2e check format generate images clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +66,20 @@ test: $(STAMP)  ## run the whole test suite (ARGS="-k planner")
 ifneq ($(KUBECONFIG),)
 	$(BIN)/python -m pytest tests -m e2e $(ARGS) || test $$? -eq 5
 endif
+
+clients: $(STAMP) .venv-clients  ## run lm_eval, guidellm, aiperf against a service (CLIENTS=lm_eval)
+	$(BIN)/python -m pytest tests/clients $(ARGS)
+
+.PHONY: .venv-clients   # CLIENTS may be others than last time
+.venv-clients:
+	test -x $(CLIENTS_BIN)/uv || { $(PYTHON) -m venv .venv-clients && \
+		$(CLIENTS_BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
+ifneq ($(filter guidellm,$(CLIENTS)),)
+	$(CLIENTS_BIN)/python -m pip install --quiet --disable-pip-version-check --retries 2 \
+		$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH_PIN)'
+endif
+	$(CLIENTS_BIN)/uv pip install --quiet --python $(CLIENTS_BIN)/python \
+		-c tests/clients/constraints.txt $(patsubst lm_eval,'lm_eval[api]' transformers,$(CLIENTS))
 
 e2e: $(STAMP)  ## run the stories of e2e/ on KUBECONFIG's cluster, else on one made by kind
 ifeq ($(KUBECONFIG),)

@@ -162,13 +162,17 @@ def a_bench() -> Iterator[Callable[..., Bench]]:
     benches: list[Bench] = []
 
     def build(
-        runner: Runner | None = None, *, policy: str = "sloserve", overlap: bool = False
+        runner: Runner | None = None,
+        *,
+        policy: str = "sloserve",
+        overlap: bool = False,
+        facts: ModelFacts = FACTS,
     ) -> Bench:
         clock = VirtualClock()
         events: list[tuple[str, Event]] = []
         engine = Engine(
-            new_scheduler(policy),
-            runner or SimRunner(MODEL, FACTS, clock),
+            new_scheduler(policy, facts),
+            runner or SimRunner(MODEL, facts, clock),
             ByteTokenizer(),
             clock=clock,
             emit=events.extend,

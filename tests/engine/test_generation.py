@@ -3,8 +3,11 @@
 from typing import Any
 
 from sloserve.engine.events import Chunk
-from sloserve.engine.sim import EOS_ID
+from sloserve.engine.generation import Generation
+from sloserve.engine.runner import Logprobs, Sampled
+from sloserve.engine.sim import EOS_ID, sim_facts
 from sloserve.engine.tokenizer import ByteTokenizer
+from sloserve.scheduler import Request
 from sloserve.slo import Stage
 
 THINKING = (Stage("thinking", 0.2, until="</think>"), Stage("answer", 0.1))
@@ -132,6 +135,36 @@ def test_logprobs_of_the_prompt_come_with_the_first_chunk(a_bench: Any, an_ask: 
     assert [one.token_id for one in first.prompt_logprobs] == ask.prompt
     assert second.prompt_logprobs == ()
     assert [one.token_id for one in first.logprobs] == list(first.token_ids)
+
+
+def test_a_prompt_that_is_computed_again_tells_its_logprobs_once(a_bench: Any, an_ask: Any) -> None:
+    facts = sim_facts(block_size=4, num_blocks=96)  # both fit, until one of them has grown
+    bench = a_bench(facts=facts, policy="fcfs")
+    grows = an_ask("x" * 60, max_tokens=100)
+    gives_way = an_ask("y" * 300, arrival_s=0.001, max_tokens=20, prompt_logprobs=0)
+    for ask in (grows, gives_way):
+        bench.engine.add(ask)
+    bench.run()
+    first, *later = (event for event in bench.of(gives_way) if isinstance(event, Chunk))
+    assert later[-1].num_preempted > 0
+    assert [one.token_id for one in first.prompt_logprobs] == gives_way.prompt
+    assert not any(chunk.prompt_logprobs for chunk in later)
+
+
+def test_logprobs_of_chunks_computed_twice_before_the_first_token_replace_each_other(
+    an_ask: Any,
+) -> None:
+    ask = an_ask([10, 11, 12, 13], prompt_logprobs=0)
+    request = Request(
+        id=1, promise=ask.promise, arrival_s=0.0, tokens=list(ask.prompt), num_prompt=4,
+        max_output=4,
+    )  # fmt: skip
+    generation = Generation(ask, request, facts=sim_facts(), tokenizer=ByteTokenizer(), texts={})
+    for start, told in ((0, (11, 12)), (0, (11,)), (1, (12, 13))):  # gave way after two tokens
+        chunk = Sampled(prompt=tuple(Logprobs(token, -1.0) for token in told))
+        generation.hold_prompt(chunk, start=start)
+    (chunk,), _ = generation.accept(Sampled(65), at_s=1.0)
+    assert [one.token_id for one in chunk.prompt_logprobs] == [11, 12, 13]
 
 
 def test_prompt_logprobs_need_every_position_so_no_prefix_is_reused(

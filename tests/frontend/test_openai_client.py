@@ -103,6 +103,13 @@ def test_echo_with_logprobs_gives_the_likelihood_of_a_prompt(client: openai.Open
     assert logprobs.top_logprobs[3] == {"A": -0.5}
 
 
+def test_zero_logprobs_are_those_of_the_tokens_without_alternatives(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="sim", prompt="ab", max_tokens=1, logprobs=0)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs == [-0.5]
+
+
 def test_echo_alone_shows_no_drawn_token(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="sim", prompt="abc", max_tokens=0, echo=True)
     assert answer.choices[0].text == "abc"

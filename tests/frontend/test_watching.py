@@ -223,6 +223,13 @@ def test_tokens_there_and_back(shared: Any) -> None:
     assert chat["count"] > 1
 
 
+def test_clients_that_tokenise_here_are_told_the_special_tokens(shared: Any) -> None:
+    told = shared.client.get("/tokenizer_info").json()
+    assert told["eos_token"] == "<|end|>"
+    assert shared.post("/tokenize", json={"prompt": told["eos_token"]}).json()["count"] == 1
+    assert {"bos_token", "pad_token", "chat_template"} < told.keys()
+
+
 def test_the_version_is_told(shared: Any) -> None:
     assert shared.client.get("/version").json()["version"]
 

@@ -130,7 +130,25 @@ class FakeReplica:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/chat/completions", self._answer)
         app.router.add_post("/v1/completions", self._answer)
+        app.router.add_post("/tokenize", self._tokens)
+        app.router.add_post("/detokenize", self._tokens)
+        app.router.add_get("/tokenizer_info", self._tokens)
         return app
+
+    async def _tokens(self, request: web.Request) -> web.Response:
+        """One token per character."""
+        asked = Asked({k.lower(): v for k, v in request.headers.items()}, await request.read())
+        self.asked.append(asked)
+        if self.acts and (act := self.acts.popleft()).status != 200:
+            return web.json_response({"error": {"message": "no"}}, status=act.status)
+        body = json.loads(asked.body) if asked.body else {}
+        if self.model and body.get("model") not in (None, self.model):
+            return web.json_response({"error": {"code": "model_not_found"}}, status=404)
+        if request.path == "/detokenize":
+            return web.json_response({"prompt": "".join(map(chr, body["tokens"]))})
+        if request.path == "/tokenize":
+            return web.json_response({"tokens": [ord(c) for c in body["prompt"]]})
+        return web.json_response({"eos_token": "<|end|>"})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         while self.silent:

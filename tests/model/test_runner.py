@@ -11,6 +11,7 @@ from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput
 from sloserve.model import hardware, load
 from sloserve.model.load import load_runner
+from sloserve.model.sampler import describe
 from sloserve.model.selftest import Mismatch, check
 from sloserve.slo.service import EngineSpec
 
@@ -65,6 +66,31 @@ def test_prompt_logprobs_equal_the_plain_models_over_chunks(
         assert [token for token, _ in entry.top] == row.topk(2).indices.tolist()
     assert [entry.token_id for o in other.outcomes for entry in o.prompt] == prompt[::-1][1:]
     assert talk.output == world.greedy(prompt, 3)[0]
+
+
+def test_a_long_prompts_logprobs_are_widened_in_pieces(
+    a_world: Any, a_talk: Any, a_driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sloserve.model.runner.PROMPT_ROWS", 3)
+    asked = SamplingParams(temperature=0, prompt_logprobs=1)
+    prompt = [(7 * i) % 61 + 3 for i in range(20)]
+    talk, widest = a_talk(prompt, num_output=1, sampling=asked), 0
+
+    def watched(logprobs: torch.Tensor, *rest: Any) -> Any:
+        nonlocal widest
+        widest = max(widest, len(logprobs))
+        return describe(logprobs, *rest)
+
+    monkeypatch.setattr("sloserve.model.runner.describe", watched)
+    world = a_world(a_config())
+    a_driver(world.runner, chunk=20).run(talk)
+    (pieces,) = [outcome.prompt for outcome in talk.outcomes if outcome.prompt]
+    assert [entry.token_id for entry in pieces] == prompt[1:]
+    assert widest == 3
+    with torch.inference_mode():
+        logits = world.plain(torch.tensor([prompt])).logits[0]
+    for entry, row in zip(pieces, logits.log_softmax(-1), strict=False):
+        assert abs(entry.logprob - float(row[entry.token_id])) < 1e-4
 
 
 def test_a_step_that_samples_nothing_says_so_for_every_row(a_world: Any) -> None:

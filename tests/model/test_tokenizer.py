@@ -50,6 +50,16 @@ def test_it_is_a_tokenizer_as_the_loop_wants_it(tokenizer: HfTokenizer) -> None:
     assert as_seen.vocab_size == 4096
 
 
+def test_it_tells_what_a_client_needs_to_tokenise_through_it(
+    tokenizer: HfTokenizer, spaced: HfTokenizer
+) -> None:
+    told = tokenizer.info()
+    assert told["eos_token"] is not None
+    assert tokenizer.encode(told["eos_token"]) == [tokenizer.eos_id]
+    assert told["chat_template"] == tokenizer.template
+    assert (spaced.info()["bos_token"], spaced.info()["chat_template"]) == ("<s>", None)
+
+
 @settings(deadline=None)
 @given(text=st.text())
 def test_any_text_comes_back(tokenizer: HfTokenizer, text: str) -> None:

@@ -78,9 +78,15 @@ class Generation:
         matcher = self.matcher
         return len(drafts) if matcher is None else matcher.num_worth(drafts)
 
-    def hold_prompt(self, sampled: Sampled) -> None:
-        """Keep the logprobs of a prompt chunk for the first chunk of output."""
-        self._prompt_logprobs += sampled.prompt
+    def hold_prompt(self, sampled: Sampled, *, start: int) -> None:
+        """
+        Keep the logprobs of the prompt's chunk from `start` on for the first chunk of output.
+
+        One that gave way computes its prompt again: what it told before counts no more, and once
+        there was output nothing is told twice.
+        """
+        if not self.request.row.num_output:
+            self._prompt_logprobs[start:] = sampled.prompt
 
     def accept(self, sampled: Sampled, *, at_s: float) -> tuple[list[Chunk], Outcome]:
         """

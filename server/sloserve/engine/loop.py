@@ -306,7 +306,7 @@ class Engine:
             if generation is None:  # cancelled while the step ran
                 continue
             if one.prompt:
-                generation.hold_prompt(one)
+                generation.hold_prompt(one, start=row.start)
             if row.sample:
                 new, outcomes[request_id] = generation.accept(one, at_s=end_s)
                 if generation.failure:

@@ -34,6 +34,10 @@ class Tokenizer(Protocol):
         """The vocabulary, for grammars: a tokenizer.json, or one text per token."""
         ...
 
+    def info(self) -> dict[str, str | None]:
+        """What a client that tokenises through us must know, named as in tokenizer_config.json."""
+        ...
+
 
 class ByteTokenizer:
     """
@@ -86,3 +90,14 @@ class ByteTokenizer:
     def definition(self) -> tuple[bytes, ...]:
         """The bytes, then the special tokens."""
         return (*(bytes([i]) for i in range(256)), *(text.encode() for text in self.specials))
+
+    def info(self) -> dict[str, str | None]:
+        """Its class and the token that ends an answer; there is no template."""
+        return {
+            "tokenizer_class": type(self).__name__,
+            "bos_token": None,
+            "eos_token": self.specials[0],
+            "pad_token": None,
+            "unk_token": None,
+            "chat_template": None,
+        }

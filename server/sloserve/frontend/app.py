@@ -94,6 +94,11 @@ def _model_routes(app: FastAPI, replica: Replica) -> None:
         check_tokens(body.tokens, vocab_size=served.facts.vocab_size, field="tokens")
         return _json({"prompt": served.tokenizer.decode(body.tokens, skip_special=False)})
 
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> Response:
+        """For clients that tokenise by the routes above (lm_eval): special tokens, template."""
+        return _json(replica.served.tokenizer.info())
+
     @app.get("/version")
     async def version() -> Response:
         return _json({"version": __version__})

@@ -48,7 +48,7 @@ class Choices:
         self._annotate = annotate
         self._echo = isinstance(body, CompletionBody) and bool(body.echo)
         self._only_echo = isinstance(body, CompletionBody) and body.max_output == 0
-        self._logprobs = body.logprobs not in (None, False)
+        self._logprobs = body.logprobs is not None and body.logprobs is not False  # 0 is a number
         options = body.stream_options
         self._usage_last = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats)

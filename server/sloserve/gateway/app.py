@@ -6,10 +6,12 @@ from fastapi import FastAPI, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from sloserve.gateway.core import Core
-from sloserve.gateway.proxy import PATHS, Proxy, closing, unauthenticated
+from sloserve.gateway.keys import KeyRefused
+from sloserve.gateway.models import model_routes
+from sloserve.gateway.proxy import PATHS, Proxy, closing
 from sloserve.gateway.slo_view import slo_view
 from sloserve.http import errors
-from sloserve.http.answers import encode, model_card, model_list
+from sloserve.http.answers import encode
 from sloserve.http.errors import JSON
 from sloserve.http.exporter import CONTENT_TYPE
 
@@ -39,31 +41,19 @@ class GatewayApp(FastAPI):
 
 
 def create_app(core: Core) -> FastAPI:
-    """What users reach: OpenAI's routes, `/v1/slo`, health."""
+    """What users reach: OpenAI's routes, tokens, `/v1/slo`, health."""
     app = GatewayApp(core)
     errors.install(app)
-    created_s = int(time.time())
 
-    @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        model = core.spec.model
-        refused = unauthenticated(core, request.headers.get("authorization"))
-        if refused is not None:
-            return refused.response()
-        key = core.keyring.authenticate(request.headers.get("authorization"))
-        length = model.max_model_len
-        cards = [
-            model_card(model, name, max_model_len=length, created_s=created_s)
-            for name in model.names
-            if key.models is None or name in key.models
-        ]
-        return Response(encode(model_list(cards)), media_type=JSON)
+    @app.exception_handler(KeyRefused)
+    async def key_refused(request: Request, error: KeyRefused) -> Response:
+        return error.refusal.response()
+
+    model_routes(app, core, created_s=int(time.time()))
 
     @app.get("/v1/slo")
     async def slo(request: Request) -> Response:
-        refused = unauthenticated(core, request.headers.get("authorization"))
-        if refused is not None:
-            return refused.response()
+        core.keyring.authenticate(request.headers.get("authorization"))
         return Response(encode(slo_view(core)), media_type=JSON)
 
     _health(app, core)

@@ -17,7 +17,7 @@ from sloserve.gateway.promise import MISSED, NOT_COUNTED
 from sloserve.gateway.reply import Receive, Scope, Send, explanation, refuse
 from sloserve.gateway.telling import refused
 from sloserve.gateway.ticket import Ticket
-from sloserve.http.errors import Refusal, TooLarge, refusal
+from sloserve.http.errors import TooLarge, refusal
 from sloserve.http.offers import ResolvedOffer, resolve_offer
 from sloserve.http.tracing import Span
 from sloserve.logs import bind
@@ -189,15 +189,6 @@ def closing(send: Send) -> Send:
         await send(message)
 
     return closing_send  # type: ignore[return-value]
-
-
-def unauthenticated(core: Core, authorization: str | None) -> Refusal | None:
-    """The refusal of a caller without a good key; None: welcome."""
-    try:
-        core.keyring.authenticate(authorization)
-    except KeyRefused as error:
-        return error.refusal
-    return None
 
 
 def _status(error: SloserveError) -> int:

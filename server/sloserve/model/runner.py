@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from sloserve.model.drafting import DraftModel  # they run `forward`, too
     from sloserve.model.lora.adapters import Adapters
 
+PROMPT_ROWS = 256
+"""Rows of logits that are widened at once for a prompt's logprobs: of a whole chunk that would be
+gigabytes (8,192 rows of 150,000 in float32, twice)."""
+
 
 def forward(model: PreTrainedModel, batch: Batch, cache: KvCache) -> Tensor:
     """Logits (S, vocabulary) of the tokens in `batch.keep`; writes keys and values to `cache`."""
@@ -123,13 +127,15 @@ class TorchRunner:
         told: dict[int, tuple[Logprobs, ...]] = {}
         at = sum([1 + len(rows[i].drafts) for i in batch.sampled])
         for i, count in batch.prompts:
-            row = rows[i]
-            told[i] = tuple(
-                describe(
-                    logits[at : at + count].float().log_softmax(-1),
-                    row.tokens[row.start + 1 : row.start + 1 + count],
-                    [row.sampling.prompt_logprobs or 0] * count,
+            row, found = rows[i], []
+            most, begin = row.sampling.prompt_logprobs or 0, row.start + 1
+            for done in range(0, count, PROMPT_ROWS):
+                num = min(PROMPT_ROWS, count - done)
+                found += describe(
+                    logits[at + done : at + done + num].float().log_softmax(-1),
+                    row.tokens[begin + done : begin + done + num],
+                    [most] * num,
                 )
-            )
+            told[i] = tuple(found)
             at += count
         return told

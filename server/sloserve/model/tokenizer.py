@@ -55,6 +55,7 @@ class HfTokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._texts: dict[int, str] = {}  # of single tokens: the logprobs of a prompt take many
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.context_free = isinstance(backend.decoder, decoders.ByteLevel)
         self.eos_id: int | None = self._tokenizer.eos_token_id
@@ -86,9 +87,14 @@ class HfTokenizer:
 
     def token_text(self, token_id: int) -> str:
         """One token as text, for logprobs; its leading space is kept."""
-        text = self.decode([token_id], skip_special=False)
-        token = self._backend.id_to_token(token_id) or ""
-        return f" {text}" if token.startswith("▁") and not text.startswith(" ") else text
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self.decode([token_id], skip_special=False)
+            token = self._backend.id_to_token(token_id) or ""
+            if token.startswith("▁") and not text.startswith(" "):
+                text = f" {text}"
+            self._texts[token_id] = text
+        return text
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """
@@ -123,6 +129,18 @@ class HfTokenizer:
         """The tokenizer as a tokenizer.json, with what the folder's other files add."""
         text: str = self._backend.to_str()
         return text
+
+    def info(self) -> dict[str, str | None]:
+        """What a client that tokenises through us must know, named as in tokenizer_config.json."""
+        known = self._tokenizer
+        return {
+            "tokenizer_class": type(known).__name__,
+            "bos_token": known.bos_token,
+            "eos_token": known.eos_token,
+            "pad_token": known.pad_token,
+            "unk_token": known.unk_token,
+            "chat_template": self.template or None,
+        }
 
 
 def _template(given: str) -> str:
