@@ -1,6 +1,7 @@
 """Clients that go away, and what is left of their requests."""
 
 import asyncio
+import logging
 import socket
 import time
 from typing import Any
@@ -117,8 +118,9 @@ def test_a_client_that_stops_reading_does_not_look_like_a_slow_way_out(running: 
 
 
 def test_a_client_that_reads_nothing_is_cut_off(
-    running: Any, monkeypatch: pytest.MonkeyPatch
+    running: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger=answering.log.name)
     monkeypatch.setattr(answering, "SLOW_READER_S", 0.2)
     monkeypatch.setattr(answering, "WATCH_S", 0.02)
     host, _, port = running.url.removeprefix("http://").partition(":")
@@ -130,6 +132,7 @@ def test_a_client_that_reads_nothing_is_cut_off(
         sock.connect((host, int(port)))
         sock.sendall(head + body)
         running.wait_for(lambda: len(running.runner.asked) == 4)
+        running.wait_for(lambda: "reads nothing, cut off" in caplog.text)
         running.wait_for(lambda: not running.scheduler.requests)
         received = b""
         while data := sock.recv(65536):
