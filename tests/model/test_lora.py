@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +17,8 @@ from sloserve.engine.runner import StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput, NotFound
 from sloserve.frontend.loading import load
+from sloserve.model.cuda_graphs import DecodeGraphs
+from sloserve.model.cuda_runner import GraphRunner
 from sloserve.model.load import load_runner
 from sloserve.model.lora import adapters, product, step
 from sloserve.model.lora.config import checked_adapter
@@ -471,3 +473,28 @@ def test_a_manifest_with_adapters_loads_through_its_sources_in_the_dtype_of_this
     wrong = replace(spec, model=replace(spec.model, lora=(LoraSpec("x", "builtin://tiny"),)))
     with pytest.raises(BadInput, match="'builtin://tiny' holds a whole model"):
         load(wrong, profile="tiny-cpu", on_phase=lambda *_: None)
+
+
+def test_decode_graphs_are_of_the_model_without_adapters(
+    base: Path, saved: Path, a_talk: Any, a_driver: Any
+) -> None:
+    class Graphs:
+        asked: list[str] = []  # noqa: RUF012
+
+        def step(self, rows: Any) -> None:
+            self.asked += [row.adapter for row in rows]
+
+    plain, graphs = loaded(base, saved), Graphs()
+    runner = GraphRunner(
+        plain.model,
+        cache=plain.cache,
+        facts=plain.facts,
+        graphs=cast("DecodeGraphs", graphs),
+        adapters=plain.adapters,
+    )
+    mixed = [a_talk([5, 6, 7], num_output=4, adapter=name) for name in ("polite", "")]
+    a_driver(runner).run(*mixed)
+    assert graphs.asked == []
+    a_driver(runner).run(a_talk([5, 6, 7], num_output=4))
+    assert graphs.asked == [""] * 4
+    assert mixed[0].output != mixed[1].output
