@@ -155,7 +155,8 @@ def test_a_draft_model_without_the_adapter_changes_no_answer_of_it(
         for runner, num_drafts in ((plain, 0), (drafted, 3)):
             tokens = list(prompts(20)[0])
             table = list(range(8))
-            computed, out = 0, []
+            computed = 0
+            out: list[int] = []
             while len(out) < 12:
                 row = StepRow(
                     request_id=7, tokens=tokens, num_prompt=20, start=computed,
@@ -163,7 +164,7 @@ def test_a_draft_model_without_the_adapter_changes_no_answer_of_it(
                     sampling=sampling, adapter=adapter, num_drafts=num_drafts * (computed > 0),
                 )  # fmt: skip
                 (one,) = runner.step([row])
-                new = [*(a.token_id for a in one.accepted), one.token_id]
+                new = [s.token_id for s in (*one.accepted, one) if s.token_id is not None]
                 computed = len(tokens) + len(one.accepted)
                 tokens += new
                 out += new

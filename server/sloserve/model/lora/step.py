@@ -59,8 +59,8 @@ class AdaptedStep:
     def rows(self, number: int) -> Tensor:
         """(n,) int64, on the device: the tokens of adapter `number`."""
         if number not in self.indices:
-            tokens = [t for span in self.spans[number] for t in range(span.begin, span.end)]
-            self.indices[number] = torch.tensor(tokens, device=self.owners.device)
+            tokens = array("q", (t for span in self.spans[number] for t in range(*span)))
+            self.indices[number] = on_device(tokens, self.owners.device)
         return self.indices[number]
 
 
