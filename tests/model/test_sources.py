@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from sloserve.errors import BadInput, NotFound
+from sloserve.model.lora.config import checked_adapter
 from sloserve.model.sources import Hub, resolve_source
 
 COMMIT = "a" * 40
@@ -214,3 +215,31 @@ def test_the_environment_says_which_hub_and_whether(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("HF_ENDPOINT")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert Hub.from_environment() == Hub()
+
+
+def test_a_quantisation_that_is_not_served_is_refused_before_the_weights_are_fetched(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "awq"}}
+    monkeypatch.setitem(REPOSITORY, "config.json", json.dumps(config).encode())
+    with pytest.raises(BadInput, match=r"'hf://org/name' holds weights quantised by awq"):
+        resolve_source("hf://org/name", hub=hub)
+    assert hub.cache is not None
+    fetched = {path.name for path in Path(hub.cache).rglob("*.*") if "snapshots" in path.parts}
+    assert "config.json" in fetched
+    assert "model.safetensors" not in fetched
+
+
+def test_an_adapter_is_fetched_from_a_repository_without_a_model(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(REPOSITORY):
+        monkeypatch.delitem(REPOSITORY, name)
+    monkeypatch.setitem(REPOSITORY, "adapter_config.json", b"{}")
+    monkeypatch.setitem(REPOSITORY, "adapter_model.safetensors", b"factors")
+    found = resolve_source("hf://org/name", hub=hub, check=checked_adapter)
+    assert (found / "adapter_model.safetensors").read_bytes() == b"factors"
+    offline = Hub(endpoint="http://127.0.0.1:9", offline=True, cache=hub.cache)
+    assert resolve_source("hf://org/name", hub=offline, check=checked_adapter) == found
+    with pytest.raises(BadInput, match=r"it has no config\.json"):
+        resolve_source("hf://org/name", hub=hub)

@@ -9,7 +9,7 @@ from sloserve.model.lora.step import AdaptedStep, Layout
 from sloserve.model.lora.weights import Factors
 from sloserve.model.terms import Unsupported
 
-MASKED_PRODUCTS = 16_384
+MASKED_PRODUCTS = 4096
 """Up to so many tokens times ranks one product for all adapters, masked, is cheaper than one each:
 below it the count of calls decides, not what they compute."""
 
@@ -73,12 +73,16 @@ class LowRank:
         if not self._of_kept and step.whole:
             self._add(step.whole, rows, into)
         elif self._of_kept or expected * self._down.shape[0] <= MASKED_PRODUCTS:
-            low = rows @ self._down.t()
-            low *= step.mask(self._layout, low.dtype, kept=self._of_kept)
-            into.addmm_(low, self._up)
+            self._masked(step, rows, into)
         else:
             self._by_adapter(step, rows, into)
         return out
+
+    def _masked(self, step: AdaptedStep, rows: Tensor, into: Tensor) -> None:
+        found = step.mask(self._layout, self._down.dtype, kept=self._of_kept)
+        if found is not None:
+            columns, mask = found
+            into.addmm_((rows @ self._down[columns].t()).mul_(mask), self._up[columns])
 
     def _by_adapter(self, step: AdaptedStep, rows: Tensor, into: Tensor) -> None:
         for number, spans in step.spans.items():

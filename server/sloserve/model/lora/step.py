@@ -29,7 +29,7 @@ class AdaptedStep:
     keep: Tensor  # (S,) int64: the tokens that reach the output layer
     spans: dict[int, list[Span]]  # by adapter, in order, neighbours joined
     whole: int  # the adapter that all tokens but the padding belong to; 0: they differ
-    masks: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, bool], tuple[slice, Tensor]] = field(default_factory=dict)
     indices: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -37,22 +37,30 @@ class AdaptedStep:
         """P."""
         return self.owners.shape[0]
 
-    def mask(self, layout: "Layout", dtype: torch.dtype, *, kept: bool) -> Tensor:
+    def mask(
+        self, layout: "Layout", dtype: torch.dtype, *, kept: bool
+    ) -> tuple[slice, Tensor] | None:
         """
-        (P, all ranks), or (S, all ranks) with `kept`: 1 where the column belongs to the adapter of
-        the token's row, else 0.
+        The columns from the first to the last adapter of this step that the layer has, and (P,
+        those columns), or (S, those columns) with `kept`: 1 where the column belongs to the adapter
+        of the token's row, else 0. None when the layer has none of them.
         """
+        here = [columns for number, columns in layout.columns.items() if number in self.spans]
+        if not here:
+            return None
         key = id(layout), kept
         if key not in self.masks:
+            columns = slice(here[0].start, here[-1].stop)
             owners = self.owners[self.keep] if kept else self.owners
-            self.masks[key] = (owners[:, None] == layout.owners).to(dtype)
+            mask = (owners[:, None] == layout.owners[columns]).to(dtype)
+            self.masks[key] = columns, mask
         return self.masks[key]
 
     def rows(self, number: int) -> Tensor:
         """(n,) int64, on the device: the tokens of adapter `number`."""
         if number not in self.indices:
-            tokens = [t for span in self.spans[number] for t in range(span.begin, span.end)]
-            self.indices[number] = torch.tensor(tokens, device=self.owners.device)
+            tokens = array("q", (t for span in self.spans[number] for t in range(*span)))
+            self.indices[number] = on_device(tokens, self.owners.device)
         return self.indices[number]
 
 
