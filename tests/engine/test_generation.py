@@ -161,8 +161,8 @@ def test_logprobs_of_chunks_computed_twice_before_the_first_token_replace_each_o
     )  # fmt: skip
     generation = Generation(ask, request, facts=sim_facts(), tokenizer=ByteTokenizer(), texts={})
     for start, told in ((0, (11, 12)), (0, (11,)), (1, (12, 13))):  # gave way after two tokens
-        chunk = Sampled(prompt=tuple(Logprobs(token, -1.0) for token in told))
-        generation.hold_prompt(chunk, start=start)
+        part = Sampled(prompt=tuple(Logprobs(token, -1.0) for token in told))
+        generation.hold_prompt(part, start=start)
     (chunk,), _ = generation.accept(Sampled(65), at_s=1.0)
     assert [one.token_id for one in chunk.prompt_logprobs] == [11, 12, 13]
 
