@@ -28,6 +28,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from bench.scale_stub import address_of
+
 from sloserve_operator import names
 from sloserve_operator.api import CHILD_KINDS, LEASE, POD, SERVICE, Obj
 from sloserve_operator.kube import Kube
@@ -180,14 +182,14 @@ async def polled(namespace: str, num_services: int, num_gateways: int, shared: b
         pods = [a_gateway(namespace, f"s{n % num_services}", n) for n in some]
         apply(pods)
         for pod in pods:
-            number = int(pod["metadata"]["name"].rpartition("-")[2])
-            address = f"127.0.{1 + number // 250}.{1 + number % 250}"
+            address = address_of(int(pod["metadata"]["name"].rpartition("-")[2]))
             pod["status"] = {
                 "phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
                 "conditions": [{"type": "Ready", "status": "True"}],
             }  # fmt: skip
         apply(pods, "--subresource=status")
-    command = [sys.executable, "-m", "bench.scale_stub", *(["--shared"] if shared else [])]
+    command = [sys.executable, "-m", "bench.scale_stub", "--services", str(num_services)]
+    command += ["--shared"] if shared else []
     stub = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert stub.stdout is not None

@@ -1,7 +1,7 @@
 """
 The reports of gateways for `bench.scale`: one process answers for all, told apart by address.
 
-    python -m bench.scale_stub [--shared]     prints its port
+    python -m bench.scale_stub [--services N] [--shared]     prints its port
 """
 
 import argparse
@@ -22,10 +22,22 @@ NUM_BEFORE = 86_400
 """Requests that a gateway had before: a day's, so that the budget of its service is settled."""
 
 
+def address_of(number: int) -> str:
+    """Where a gateway is asked: this machine, under an address of its own."""
+    return f"127.0.{1 + number // 250}.{1 + number % 250}"
+
+
+def number_of(address: str) -> int:
+    """The gateway that is asked at an address."""
+    high, low = (int(part) for part in address.split(".")[2:])
+    return (high - 1) * 250 + low - 1
+
+
 class Traffic:
     """What one gateway has counted, with the noise of requests that come and miss by chance."""
 
-    def __init__(self, seed: int, *, now_s: float) -> None:
+    def __init__(self, service: str, *, seed: int, now_s: float) -> None:
+        self._service = service
         self._chance = random.Random(seed)
         self._last_s = now_s
         self._total, self._attained = NUM_BEFORE, round(NUM_BEFORE * (1 - MISSED))
@@ -40,7 +52,8 @@ class Traffic:
         while self._recent and self._recent[0][0] < now_s - WINDOW_S:
             self._recent.popleft()
         recent = [sum(counts) for counts in list(zip(*self._recent, strict=True))[1:]] or [0, 0]
-        return a_report((self._total, self._attained), (recent[0], recent[1]))
+        since_start = self._total, self._attained
+        return a_report(self._service, since_start, (recent[0], recent[1]))
 
     def _count(self, at_s: float, lasted_s: float) -> None:
         wanted = lasted_s * RATE_PER_S
@@ -51,7 +64,7 @@ class Traffic:
         self._recent.append((at_s, arrived, attained))
 
 
-def a_report(since_start: tuple[int, int], recent: tuple[int, int]) -> dict[str, Any]:
+def a_report(service: str, since_start: tuple[int, int], recent: tuple[int, int]) -> dict[str, Any]:
     """A gateway's report with these requests and those of them that kept their promise."""
     per_minute = round(60 * RATE_PER_S)
     demand = {"arrived": per_minute, "promptTokens": 100 * per_minute, "answered": per_minute,
@@ -63,15 +76,16 @@ def a_report(since_start: tuple[int, int], recent: tuple[int, int]) -> dict[str,
         "lastMinute": demand,
         "pending": 0,
     }
-    return {"service": "s", "generation": 1, "draining": False, "inflight": 3, "pending": 0,
+    return {"service": service, "generation": 1, "draining": False, "inflight": 3, "pending": 0,
             "classes": [chat], "replicas": []}  # fmt: skip
 
 
-async def serve(*, shared: bool) -> None:
+async def serve(*, num_services: int, shared: bool) -> None:
     """
     Answer `/report` at every address of this machine until the process ends.
 
-    `shared`: all gateways have one counter, which grows with every report that is asked for.
+    `shared`: all gateways have one counter, which grows with every report that is asked for, and
+    the name of no service, so that an operator enters it in the budget and reads no more of it.
     """
     gateways: dict[str, Traffic] = {}
     num_asked = 0
@@ -81,12 +95,14 @@ async def serve(*, shared: bool) -> None:
         if shared:
             num_asked += 1
             counts = num_asked, num_asked - num_asked // 50
-            return web.json_response(a_report(counts, counts))
+            return web.json_response(a_report("s", counts, counts))
         assert request.transport is not None
         address = request.transport.get_extra_info("sockname")[0]
         now_s = time.monotonic()
         if address not in gateways:
-            gateways[address] = Traffic(len(gateways), now_s=now_s)
+            number = number_of(address)
+            service = f"s{number % num_services}"
+            gateways[address] = Traffic(service, seed=number, now_s=now_s)
         return web.json_response(gateways[address].report(now_s=now_s))
 
     app = web.Application()
@@ -100,5 +116,7 @@ async def serve(*, shared: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--services", type=int, default=500)
     parser.add_argument("--shared", action="store_true")
-    asyncio.run(serve(shared=parser.parse_args().shared))
+    args = parser.parse_args()
+    asyncio.run(serve(num_services=args.services, shared=args.shared))

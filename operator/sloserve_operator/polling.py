@@ -85,8 +85,12 @@ class Poller:
 
     async def run(self) -> None:
         """Ask until cancelled."""
+        # Gateways keep connections for 75 s: the next question finds the last one's.
+        connector = aiohttp.TCPConnector(limit=NUM_AT_ONCE, keepalive_timeout=2 * self._poll_s)
         async with (
-            aiohttp.ClientSession(timeout=TIMEOUT, cookie_jar=aiohttp.DummyCookieJar()) as session,
+            aiohttp.ClientSession(
+                connector=connector, timeout=TIMEOUT, cookie_jar=aiohttp.DummyCookieJar()
+            ) as session,
             asyncio.TaskGroup() as group,
         ):
             while True:
