@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from sloserve.errors import BadInput
-from sloserve.model import cuda_load, hardware, load
+from sloserve.model import cuda_load, hardware, load, proved
 from sloserve.model.attention import NAME
 from sloserve.model.cuda_load import out_of_memory_told, warm_up_steps
 from sloserve.model.gathered import Gathered
@@ -150,7 +150,7 @@ def test_a_kernel_that_cannot_be_run_gives_way_to_torchs(
         def attend(self, *args: Any, **named: Any) -> torch.Tensor:
             raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(load, "choose_path", lambda asked, **_: Broken())
+    monkeypatch.setattr(proved, "choose_path", lambda asked, **_: Broken())
     folder, spec = a_folder(a_config()), a_model_spec()
     engine = EngineSpec(threads=1, dtype="float32", kv_bytes=4_000_000)
     with caplog.at_level(logging.WARNING):

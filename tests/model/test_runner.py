@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from sloserve.engine.runner import Sampled, StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput
-from sloserve.model import hardware, load
+from sloserve.model import hardware, proved
 from sloserve.model.load import load_runner
 from sloserve.model.sampler import describe
 from sloserve.model.selftest import Mismatch, check
@@ -139,7 +139,7 @@ def test_auto_falls_back_to_float32_where_bfloat16_does_not_hold(
         return check(model, *args, **more)
 
     monkeypatch.setattr(hardware, "computes_bfloat16", lambda device: True)
-    monkeypatch.setattr(load, "check", picky)
+    monkeypatch.setattr(proved, "check", picky)
     folder, spec = a_folder(a_config()), a_model_spec()
     engine = EngineSpec(threads=1, kv_bytes=1_000_000)
     assert load_runner(folder, model=spec, engine=engine).facts.dtype == "float32"
