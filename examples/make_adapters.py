@@ -1,12 +1,12 @@
 """
 Two LoRA adapters for the model that ships with sloserve, and a service that serves them.
 
-    python examples/make_adapters.py FOLDER [--steps 100]
+    python examples/make_adapters.py FOLDER [--steps 60]
     sloserve up -f FOLDER/sloservice.yaml
 
 `polite` learns to begin and end its answers with a courtesy, `terse` to stop after a few words.
-What they learn from are answers of the model itself, changed by rule; a few minutes on two cores.
-The folders are in the format of PEFT, which is not needed here.
+What they learn from are answers of the model itself, changed by rule. Under a minute on a free
+core. The folders are in the format of PEFT, which is not needed here.
 """
 
 import argparse
@@ -43,10 +43,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=100, help="of training, per adapter")
+    parser.add_argument("--steps", type=int, default=60, help="of training, per adapter")
     args = parser.parse_args()
     folder: Path = args.folder.absolute()
     torch.manual_seed(1)
+    torch.set_num_threads(1)
     source = resolve_source("builtin://tiny")
     model: nn.Module = read_weights(source, dtype=torch.float32).requires_grad_(False)
     tokenizer = HfTokenizer(source)
@@ -71,7 +72,8 @@ def answers_of(model: Any, tokenizer: HfTokenizer, prompts: Sequence[list[int]])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     out = model.generate(ids, attention_mask=mask, do_sample=True, temperature=0.7,
                          max_new_tokens=24, pad_token_id=0)  # fmt: skip
-    return [tokenizer.decode(row, skip_special=True).strip() for row in out[:, longest:].tolist()]
+    texts = [tokenizer.decode(row, skip_special=True) for row in out[:, longest:].tolist()]
+    return [text.split("</think>")[-1].strip() for text in texts]
 
 
 def train(
