@@ -27,14 +27,15 @@ def tokens_of(sdk: openai.OpenAI, text: str) -> list[int]:
 
 def scored(sdk: openai.OpenAI, prompt: Any, **more: Any) -> Completion:
     """As lm_eval asks for likelihoods."""
-    return sdk.completions.create(
+    answer: Completion = sdk.completions.create(
         model="assistant", prompt=prompt, max_tokens=1, echo=True, logprobs=1, temperature=0, **more
     )
+    return answer
 
 
-def likelihoods(answer: Completion) -> list[list[float | None]]:
-    """Of the prompts' tokens, without the one that was drawn."""
-    found = []
+def likelihoods(answer: Completion) -> list[list[Any]]:
+    """Of the prompts' tokens, None for the first, without the one that was drawn."""
+    found: list[list[Any]] = []
     for choice in answer.choices:
         assert choice.logprobs is not None
         assert choice.logprobs.token_logprobs is not None
@@ -71,9 +72,10 @@ def test_a_prompt_in_the_prefix_cache_is_scored_in_full(sdk: openai.OpenAI) -> N
     prompt = tokens_of(sdk, " ".join(TEXTS * 12))
     assert len(prompt) > 96  # it is computed in pieces
     (before,) = likelihoods(scored(sdk, prompt, extra_body={"cache_salt": "scores"}))
-    plain = {"model": "assistant", "prompt": prompt, "max_tokens": 1}
     for _ in range(2):
-        cached = sdk.completions.create(**plain, extra_body={"cache_salt": "scores"})
+        cached = sdk.completions.create(
+            model="assistant", prompt=prompt, max_tokens=1, extra_body={"cache_salt": "scores"}
+        )
     assert cached.usage is not None
     assert cached.usage.prompt_tokens_details is not None
     assert cached.usage.prompt_tokens_details.cached_tokens
