@@ -15,7 +15,8 @@ from sloserve.scheduler.report import (
     zero_load_line,
 )
 from sloserve.simulate.clock import EventLoop
-from sloserve.simulate.job import AnyDrafts, Job
+from sloserve.simulate.drafter import SimDrafter
+from sloserve.simulate.job import Job
 from sloserve.simulate.replica import SimReplica
 from sloserve.simulate.settings import Lengths, SimSettings
 from sloserve.simulate.truth import Truth
@@ -211,6 +212,11 @@ class Cluster:
 
     def _make_replica(self, name: str) -> SimReplica:
         s = self.settings
+        drafter = None
+        if s.acceptance is not None:
+            drafter = SimDrafter(
+                s.acceptance, serial=s.draft_model, propose_s=s.propose_s, seed=s.seed
+            )
         scheduler = Scheduler(
             self._new_policy(),
             s.model,
@@ -229,8 +235,8 @@ class Cluster:
             way_out_s=s.way_out_s if s.planned_way_out_s is None else s.planned_way_out_s,
             assert_promises=s.strict,
             speculating=None
-            if s.acceptance is None
-            else Speculating(AnyDrafts(), fixed=s.fixed_drafts),
+            if drafter is None
+            else Speculating(drafter, max_draft_tokens=s.max_drafts, fixed=s.fixed_drafts),
         )
         return SimReplica(
             name,
@@ -239,7 +245,7 @@ class Cluster:
             Truth(s.model, s.truth, seed=f"{s.seed}/{name}"),
             plan_s=s.plan_s,
             overlap=s.overlap,
-            acceptance=s.acceptance or 0.0,
+            drafter=drafter,
             on_decision=self._decided,
             on_end=self._ended,
         )

@@ -21,6 +21,7 @@ from sloserve.load.tables import plain_window, print_capacities, print_window
 from sloserve.perf import Profile, load_profile
 from sloserve.planner.policies import POLICIES, parse_policy
 from sloserve.routing import ROUTERS
+from sloserve.simulate.drafts import add_draft_arguments, drafts_of
 from sloserve.simulate.run import Scenario, find_capacity
 from sloserve.simulate.settings import Lengths, SimSettings
 from sloserve.simulate.truth import EXACT, TruthSpec
@@ -66,18 +67,7 @@ def add_simulate_arguments(parser: argparse.ArgumentParser) -> None:
     service.add_argument(
         "--overlap", action="store_true", help="plan while a step runs, as replicas on GPUs do"
     )
-    service.add_argument(
-        "--acceptance",
-        type=float,
-        help="decodes get drafts, each of which is right so often (0 to 1) when those before it"
-        " were; they take no time to make (default: no speculation)",
-    )
-    service.add_argument(
-        "--fixed-drafts",
-        type=int,
-        metavar="N",
-        help="with --acceptance: N drafts for every decode (default: by need and where it pays)",
-    )
+    add_draft_arguments(service)
     service.add_argument("--kv-tokens", type=int, help="size of a replica's KV cache in tokens")
     truth = parser.add_argument_group("what the planner does not know")
     truth.add_argument("--exact", action="store_true", help="nothing of it")
@@ -164,9 +154,9 @@ def _show(args: argparse.Namespace, console: Console, window: Window, *, trace: 
 
 
 def _scenario(args: argparse.Namespace) -> Scenario:
-    _check_drafts(args)
     spec = read_service(args.file)
     profile = _profile(args, spec)
+    drafts = drafts_of(args, spec.engine.speculation, profile=profile)
     max_len = spec.model.max_model_len or DEFAULT_MAX_LEN
     options = load_options(args, max_total_tokens=max_len)
     classes = {c.name: c for c in spec.classes}
@@ -187,25 +177,17 @@ def _scenario(args: argparse.Namespace) -> Scenario:
         start_margin_s=profile.p95 * profile.step.step_s(1),
         plan_s=args.plan_ms / 1000,
         overlap=args.overlap,
-        acceptance=args.acceptance,
-        fixed_drafts=args.fixed_drafts,
+        acceptance=drafts.acceptance,
+        fixed_drafts=drafts.fixed,
+        max_drafts=drafts.most,
+        draft_model=drafts.by_model,
+        propose_s=drafts.propose_s,
         way_in_s=args.way_in_ms / 1000,
         way_out_s=args.way_out_ms / 1000,
         seed=args.seed,
     )
     trace = options.prepare(classes, default_class=spec.default_class)
     return Scenario(trace, options, classes, settings)
-
-
-def _check_drafts(args: argparse.Namespace) -> None:
-    if args.acceptance is not None and not 0.0 <= args.acceptance <= 1.0:
-        raise BadInput(f"{args.acceptance} is not within 0 to 1", field="--acceptance")
-    if args.fixed_drafts is None:
-        return
-    if args.acceptance is None:
-        raise BadInput("needs --acceptance, how often drafts are right", field="--fixed-drafts")
-    if not 0 <= args.fixed_drafts <= 64:
-        raise BadInput(f"{args.fixed_drafts} is not within 0 to 64", field="--fixed-drafts")
 
 
 def _truth(args: argparse.Namespace) -> TruthSpec:

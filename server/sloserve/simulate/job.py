@@ -1,28 +1,14 @@
 """One simulated request on its way: what the cluster knows of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from sloserve.load.records import Ending, Record
 from sloserve.load.trace import Arrival
-from sloserve.scheduler import Outcome, Proposal, Request
+from sloserve.scheduler import Outcome, Request
 from sloserve.slo import Decision, Emission, Promise
 
 NEXT = Outcome(token_id=0)
 LAST = Outcome(token_id=0, finished=True)
-
-
-class AnyDrafts:
-    """As many drafts as one likes, made in no time; what they say is not simulated."""
-
-    serial = False
-
-    def propose(self, request_id: int, tokens: Sequence[int], *, most: int) -> Proposal:
-        """All of them."""
-        return Proposal(most, [0] * most)
-
-    def forget(self, request_id: int) -> None:
-        """Nothing is kept."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +69,7 @@ class Job:
             last_hop=last_hop,
             reuse_prefix=False,
             known_output=self.arrival.output_tokens if oracle else None,
+            draft_group=self.promise.slo_class,
         )
 
     def record(self, *, way_out_s: float, now_s: float) -> Record:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from sloserve.scheduler import Batch, Request, Scheduler
 from sloserve.simulate.clock import EventLoop
+from sloserve.simulate.drafter import SimDrafter
 from sloserve.simulate.job import Job
 from sloserve.simulate.truth import Truth
 from sloserve.slo import Decision
@@ -20,7 +21,7 @@ class SimReplica:
     `plan_s` seconds pass before each step (planning, preparing, emitting: what is not the
     forward pass). With `overlap` the next step is planned while one runs, and again when somebody
     comes: in no virtual time. Planning between steps is also timed for real, in `planning_s`.
-    Drafts are right with the chance `acceptance`, each after those before it.
+    Drafts are right as `drafter` says, and asking it takes its time before the step.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class SimReplica:
         *,
         plan_s: float,
         overlap: bool = False,
-        acceptance: float = 0.0,
+        drafter: SimDrafter | None = None,
         on_decision: Callable[[Job, Decision, str], None],
         on_end: Callable[[Job], None],
     ) -> None:
@@ -44,7 +45,7 @@ class SimReplica:
         self._truth = truth
         self._plan_s = plan_s
         self._overlap = overlap
-        self._acceptance = acceptance
+        self._drafter = drafter
         self._on_decision = on_decision
         self._on_end = on_end
         self._jobs: dict[int, Job] = {}
@@ -55,6 +56,8 @@ class SimReplica:
 
     def submit(self, job: Job, request: Request) -> None:
         """A request arrives at this replica now."""
+        if self._drafter is not None:
+            self._drafter.begin(request)
         self._jobs[request.id] = job
         if self._running and self._overlap:
             self.scheduler.add(request, self._clock.now_s)
@@ -82,6 +85,8 @@ class SimReplica:
             self._look_again()
             return
         end_s = now_s + self._plan_s + self._truth.step_s(batch)
+        if self._drafter is not None:
+            end_s += self._drafter.spent_s()
         self.busy_s += end_s - now_s
         self._start_s = now_s
         self._clock.at(end_s, lambda: self._finish(batch))
@@ -100,9 +105,9 @@ class SimReplica:
             if row.sample:
                 job = self._jobs[row.request.id]
                 num_right = 0
-                if row.num_drafts:
-                    num_right = self._truth.num_accepted(
-                        row.num_drafts, acceptance=self._acceptance
+                if self._drafter is not None and row.num_drafts:
+                    num_right = self._drafter.num_right(
+                        job.number, num_output=len(job.times_s), num_drafts=row.num_drafts
                     )
                 outcome = job.outcomes(now_s, num_drafted=row.num_drafts, num_accepted=num_right)
                 outcomes[row.request.id] = outcome

@@ -1,11 +1,12 @@
 """What is simulated beside the load: machine, policy, cluster."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from sloserve.perf import StepModel
+from sloserve.simulate.acceptance import AcceptanceProfile
 from sloserve.simulate.truth import TruthSpec
 
 
@@ -40,10 +41,16 @@ class SimSettings:
     plan_s: float = 0.0
     overlap: bool = False
     """The next step is planned while one runs, arrivals at once; as on a GPU."""
-    acceptance: float | None = None
-    """The chance that a draft is right when those before it were; None: no speculation."""
+    acceptance: AcceptanceProfile | None = None
+    """How often drafts are right; None: no speculation."""
     fixed_drafts: int | None = None
     """Drafts for every decode of every step; None: as many as the planner decides."""
+    max_drafts: int = 8
+    """Of one request in one step, where the planner decides."""
+    draft_model: bool = False
+    """A draft model writes them: the step model's k2 for each of the longest. Otherwise n-grams."""
+    propose_s: float = 0.0
+    """What each request that is asked for n-gram drafts costs between two steps."""
     way_in_s: float = 0.0
     way_out_s: float = 0.0
     planned_way_out_s: float | None = None
@@ -66,8 +73,11 @@ class SimSettings:
             and self.truth.exact
             and self.lengths is Lengths.ORACLE
             and self.plan_s == 0
+            and (self.acceptance is None or self.propose_s == 0)
         )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON wants it."""
-        return asdict(self) | {"strict": self.strict}
+        name = None if self.acceptance is None else self.acceptance.name
+        plain = asdict(replace(self, acceptance=None))
+        return plain | {"acceptance": name, "strict": self.strict}

@@ -67,13 +67,6 @@ class Truth:
             self._move_drift(seconds)
         return seconds
 
-    def num_accepted(self, num_drafts: int, *, acceptance: float) -> int:
-        """How many of a row's drafts are right: the first that is not ends them."""
-        for num in range(num_drafts):
-            if self._dice.random() >= acceptance:
-                return num
-        return num_drafts
-
     def _move_drift(self, seconds: float) -> None:
         kept = math.exp(-seconds / self._spec.drift_s)
         fresh = self._drift_sigma * math.sqrt(1 - kept * kept)
