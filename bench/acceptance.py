@@ -141,7 +141,9 @@ def main() -> None:
         model=ModelSpec(source=MODEL, served_name="bench", max_model_len=4096),
         engine=EngineSpec(threads=args.threads, kv_bytes=200_000_000),
     )
-    print("| text | temperature | places with a proposal | right, by position | tokens a step of 8 |")
+    print(
+        "| text | temperature | places with a proposal | right, by position | tokens a step of 8 |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for text in args.texts.split(","):
         prompts = prompts_of(text, args.answers, tokenizer)

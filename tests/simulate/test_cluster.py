@@ -10,6 +10,7 @@ from sloserve.perf import StepModel
 from sloserve.planner import Plan, Probe, Snapshot
 from sloserve.planner.policies import make_policy
 from sloserve.scheduler import PromiseBroken
+from sloserve.simulate.acceptance import constant
 from sloserve.simulate.cluster import Cluster
 from sloserve.simulate.run import simulate
 from sloserve.simulate.settings import Lengths, SimSettings
@@ -119,7 +120,8 @@ def test_drafts_break_no_promise_and_the_right_ones_keep_more(
 ) -> None:
     kept = {}
     for acceptance in (None, 0.0, 0.8):
-        drafted = replace(settings, num_blocks=1500, acceptance=acceptance, overlap=overlap)
+        profile = None if acceptance is None else constant(acceptance)
+        drafted = replace(settings, num_blocks=1500, acceptance=profile, overlap=overlap)
         assert drafted.strict
         row = simulated(mix, drafted).all  # raises PromiseBroken otherwise
         assert row.attained == row.decisions.get("admitted", 0) + row.decisions.get("deferred", 0)
