@@ -37,6 +37,7 @@ FOLDER = HERE / "acceptance"
 TEXTS = ("trace", *KINDS)
 TEMPERATURES = (0.0, 0.7)
 MODEL = "builtin://tiny"
+WINDOW_S = 120.0
 SHOWN = 4
 AT_ONCE = 8
 
@@ -46,7 +47,7 @@ def prompts_of(text: str, num: int, tokenizer: HfTokenizer) -> list[list[int]]:
     if text != "trace":
         return texts(text, num, tokenizer)
     spec = read_service(HERE / "targets.yaml")
-    options = options_of("conversation", spec=spec, duration_s=None)
+    options = options_of("conversation", spec=spec, duration_s=WINDOW_S)
     arrivals = options.prepare({c.name: c for c in spec.classes}, default_class=spec.default_class)
     pool = sorted(set(tokenizer.encode(" ".join(WORDS), add_special=False)))
     prompts = Prompts(pool, 0.0, True, SEED)

@@ -146,7 +146,9 @@ def sample_of_step(step: Mapping[str, Any]) -> Sample | None:
     if not step["num_rows"] or step["period_s"] > 3 * step["actual_s"] + 0.01:
         return None
     return Sample(
-        num_tokens=step["num_decodes"] + step["num_prefill_tokens"],
+        num_tokens=step["num_decodes"]
+        + step.get("num_draft_tokens", 0)  # older windows had none
+        + step["num_prefill_tokens"],
         context=float(step["context"]),
         pairs=float(step["pairs"]),
         time_s=step["period_s"],

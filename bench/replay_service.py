@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,21 @@ def since(before: Mapping[str, Counted], after: Mapping[str, Counted]) -> dict[s
 
 @contextlib.asynccontextmanager
 async def serving(
-    manifest: Path, *, policy: str, profile: Path, threads: int, log: Path
+    manifest: Path,
+    *,
+    policy: str,
+    profile: Path,
+    threads: int,
+    log: Path,
+    more: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
-    """The service of `manifest` under `policy`, ready; stopped at the end."""
+    """The service of `manifest` under `policy`, ready; `more` flags go to the replica."""
     ports = [free_port() for _ in range(3)]
     replica, gateway, internal = (f"{HOST}:{port}" for port in ports)
     common = ["--config", str(manifest), "--log-level", "warning"]
     own = ["--policy", policy, "--profile", str(profile), "--threads", str(threads)]
     words = {
-        "replica": [*common, "--listen", replica, *own],
+        "replica": [*common, "--listen", replica, *own, *more],
         "gateway": [*common, "--listen", gateway, "--internal", internal, "--replicas", replica],
     }
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -130,8 +130,9 @@ class Curve:
 
 def attainment(rows: Sequence[dict[str, Any]]) -> float:
     """Of all requests of some windows."""
-    eligible = sum(row["classes"]["all"][0] for row in rows)
-    return sum(row["classes"]["all"][1] for row in rows) / max(1, eligible)
+    eligible: int = sum(row["classes"]["all"][0] for row in rows)
+    attained: int = sum(row["classes"]["all"][1] for row in rows)
+    return attained / max(1, eligible)
 
 
 def walk(
@@ -269,6 +270,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--real", action="store_true", help="a few windows of real time instead")
     parser.add_argument("--threads", type=int, default=1, help="of the forward pass (--real)")
+    parser.add_argument("--rate", type=float, help="requests/s of --real (default: predicted)")
     return parser.parse_args()
 
 
