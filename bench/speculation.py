@@ -1,8 +1,9 @@
 """
 Speculation off, fixed and by need: tokens per second of the whole engine, side by side.
 
-    python bench/speculation.py [--widths 1,8,32] [--rounds 5] [--output 96] [--drafter ngram]
-                                [--threads N] [--dtype float32] [--cpu-time] [--json FILE]
+    python bench/speculation.py [--widths 1,8,32] [--rounds 5] [--output 96] [--answers 1]
+                                [--ways off,fixed,need] [--drafter ngram] [--threads N]
+                                [--dtype float32] [--cpu-time] [--json FILE]
 
 `--widths` streams, each given a prompt of one kind: copying (a passage said three times, and its
 beginning), prose (Python's documentation) or code (its library), at temperature 0 and 0.7. The same
@@ -12,6 +13,10 @@ turns in every round, and each keeps what it learned of drafts in the rounds bef
 which is not counted; a ratio is that of the best rounds of two ways, shown with the least and the
 most within a round: what others do on the machine only ever takes time. Step times are measured
 first, as a replica does.
+
+With `--answers 4` every stream gives four answers, one after the other: whoever ends makes room for
+the next, so that the width stays what it is. With one answer a stream, those whose drafts are right
+end first and leave the others alone in narrower steps; the last of them is what is timed.
 
 With `--cpu-time` all of it, the engine's clock and the step times included, goes by the processor
 time of this process, with one compute thread: what others do on the machine then matters little.
@@ -136,14 +141,22 @@ def run(
     num_output: int,
     clock: Clock,
     speculating: Speculating | None,
+    width: int | None = None,
 ) -> Run:
-    """All prompts at once through an engine of their own; what it learned of drafts stays."""
+    """
+    All prompts at once, or `width` at a time, through an engine of their own; what it learned of
+    drafts stays.
+    """
     facts = runner.facts
     scheduler = Scheduler(
         make_policy("sloserve"),
         model,
         OnlineCorrection(),
-        Limits(block_size=facts.block_size, num_blocks=facts.num_blocks),
+        Limits(
+            block_size=facts.block_size,
+            num_blocks=facts.num_blocks,
+            max_running=width or len(prompts),
+        ),
         new_law=LengthLaw,
         max_model_len=facts.max_model_len,
         prefix_caching=False,
@@ -171,7 +184,8 @@ def run(
                 arrival_s=engine.clock.now_s(),
             )
         )
-    while not all(outputs.values()):  # prefills are the same in every way
+    first = list(outputs)[:width]
+    while not all(outputs[key] for key in first):  # prefills are the same in every way
         engine.turn()
     num_before = sum(map(len, outputs.values()))
     counters, steps_before = scheduler.counters, scheduler.counters.num_steps
@@ -189,11 +203,16 @@ def run(
 
 
 def lines_of(
-    kind: str, temperature: float, width: int, rounds: Sequence[dict[str, Run]], num_output: int
+    kind: str,
+    temperature: float,
+    width: int,
+    rounds: Sequence[dict[str, Run]],
+    num_output: int,
+    num_answers: int,
 ) -> list[Line]:
     """The table's rows for one cell."""
     lines = []
-    for way in WAYS:
+    for way in sorted(rounds[0], key=WAYS.index):
         taken = [r[way] for r in rounds]
         ratios = [r["off"].time_s / r[way].time_s for r in rounds]
         best_s = min(one.time_s for one in taken)
@@ -208,8 +227,8 @@ def lines_of(
                 ratio=min(r["off"].time_s for r in rounds) / best_s,
                 least=min(ratios),
                 most=max(ratios),
-                tokens_per_s=width * num_output / best_s,
-                tokens_per_step=num_output / max(1.0, steps),
+                tokens_per_s=width * num_answers * num_output / best_s,
+                tokens_per_step=num_answers * num_output / max(1.0, steps),
                 acceptance=sum(one.num_accepted for one in taken) / num_drafts
                 if num_drafts
                 else None,
@@ -239,6 +258,8 @@ def main() -> None:
     parser.add_argument("--temperatures", default="0,0.7")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=int, default=96)
+    parser.add_argument("--answers", type=int, default=1, help="of each stream, one by one (1)")
+    parser.add_argument("--ways", default=",".join(WAYS), help="off first")
     parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cpu-time", action="store_true", help="on a machine that others use")
@@ -247,6 +268,9 @@ def main() -> None:
     args = parser.parse_args()
     clock: Clock = CpuClock() if args.cpu_time else RealClock()
     args.threads = 1 if args.cpu_time else args.threads
+    ways = args.ways.split(",")
+    if ways[0] != "off" or not set(ways) <= set(WAYS):
+        parser.error(f"--ways {args.ways}: off, and more of {', '.join(WAYS)}")
 
     runner, tokenizer = load_model(
         resolve_source(args.model),
@@ -272,12 +296,12 @@ def main() -> None:
     found: list[Line] = []
     for width in map(int, args.widths.split(",")):
         for kind in args.kinds.split(","):
-            prompts = texts(kind, width, tokenizer)
+            prompts = texts(kind, width * args.answers, tokenizer)
             for temperature in map(float, args.temperatures.split(",")):
                 rounds: list[dict[str, Run]] = []
-                learned = {way: speculating(runner, way) for way in WAYS}
+                learned = {way: speculating(runner, way) for way in ways}
                 for number in range(args.rounds + 1):  # the first is to warm up
-                    order = WAYS if number % 2 else WAYS[::-1]
+                    order = ways if number % 2 else ways[::-1]
                     rounds.append(
                         {
                             way: run(
@@ -289,11 +313,12 @@ def main() -> None:
                                 num_output=args.output,
                                 clock=clock,
                                 speculating=learned[way],
+                                width=width,
                             )
                             for way in order
                         }
                     )
-                lines = lines_of(kind, temperature, width, rounds[1:], args.output)
+                lines = lines_of(kind, temperature, width, rounds[1:], args.output, args.answers)
                 found += lines
                 print("\n".join(map(shown, lines)), flush=True)
     if args.json:
