@@ -26,11 +26,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.acceptance import FOLDER
 from bench.replay_calibrate import load_host
 from bench.replay_plan import LOADS, TARGET, scenario_of, with_setting
 from bench.replay_speculation_summary import summarise
-from bench.speculation import FIXED
 from rich.console import Console
 
 from sloserve.load.report import provenance, write_json
@@ -43,6 +41,8 @@ from sloserve.simulate.run import Scenario
 HERE = Path(__file__).parent
 REPLAY = HERE / "results" / "replay"
 RESULTS = HERE / "results" / "speculation"
+ACCEPTANCE = HERE / "acceptance"
+FIXED = 4
 PROFILES = {"now": RESULTS / "profile.json", "replayed": REPLAY / "profile-served.json"}
 TEXTS = ("trace-0", "copying-0", "trace-0.7", "code-0", "copying-0.7", "prose-0")
 CHUNKS = (128, 256, 512)
@@ -190,7 +190,7 @@ def scenario_for(curve: Curve, *, duration_s: float) -> Scenario:
     if curve.system.drafts != "off":
         settings = replace(
             settings,
-            acceptance=read_acceptance(FOLDER / f"{curve.text}.json"),
+            acceptance=read_acceptance(ACCEPTANCE / f"{curve.text}.json"),
             fixed_drafts=FIXED if curve.system.drafts == "fixed" else None,
             propose_s=PROPOSE_US * 1e-6,
         )

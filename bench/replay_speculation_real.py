@@ -24,7 +24,6 @@ from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.acceptance import FOLDER
 from bench.replay_calibrate import load_host, sample_of_step, thinned, write_fit
 from bench.replay_plan import TARGET, load_plans, options_of, scenario_of, with_setting
 from bench.replay_service import Running, serving, since
@@ -44,6 +43,7 @@ from sloserve.simulate.run import find_capacity
 HERE = Path(__file__).parent
 TARGETS = HERE / "targets.yaml"
 REPLAY = HERE / "results" / "replay"
+ACCEPTANCE = HERE / "acceptance"
 RESULTS = HERE / "results" / "speculation" / "real"
 LOAD = "conversation"
 RATE = 0.8
@@ -272,7 +272,7 @@ def _simulate(
     for one, path, result in zip(played, paths, results, strict=True):
         settings = scenario.settings
         if one.mode == "Auto":
-            acceptance = read_acceptance(FOLDER / f"{one.text}-0.json")
+            acceptance = read_acceptance(ACCEPTANCE / f"{one.text}-0.json")
             settings = replace(settings, acceptance=acceptance, propose_s=PROPOSE_US * 1e-6)
         setting = with_setting(replace(scenario, settings=settings), _setting(one.policy))
         window = setting.window(rate, repeat=one.repeat)

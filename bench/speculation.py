@@ -147,7 +147,7 @@ def run(
     All prompts at once, or `width` at a time, through an engine of their own; what it learned of
     drafts stays.
     """
-    facts = runner.facts
+    facts, streams = runner.facts, width or len(prompts)
     scheduler = Scheduler(
         make_policy("sloserve"),
         model,
@@ -155,7 +155,7 @@ def run(
         Limits(
             block_size=facts.block_size,
             num_blocks=facts.num_blocks,
-            max_running=width or len(prompts),
+            max_running=streams,
         ),
         new_law=LengthLaw,
         max_model_len=facts.max_model_len,
@@ -184,8 +184,7 @@ def run(
                 arrival_s=engine.clock.now_s(),
             )
         )
-    first = list(outputs)[:width]
-    while not all(outputs[key] for key in first):  # prefills are the same in every way
+    while sum(map(bool, outputs.values())) < streams:  # prefills are the same in every way
         engine.turn()
     num_before = sum(map(len, outputs.values()))
     counters, steps_before = scheduler.counters, scheduler.counters.num_steps

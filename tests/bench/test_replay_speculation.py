@@ -1,0 +1,182 @@
+"""The replay with speculation: recorded acceptance, the ladder of rates, prompts, served steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.replay_calibrate import sample_of_step
+from bench.replay_speculation import (
+    ACCEPTANCE,
+    COMMON,
+    RESULTS,
+    SYSTEMS,
+    TEXTS,
+    Curve,
+    Windows,
+    capacity,
+    rate_of,
+    scenario_for,
+    walk,
+)
+from bench.replay_speculation_real import Copying, windows_of
+from bench.replay_speculation_summary import best_settings, capacities
+
+from sloserve.load.reader import from_arrivals
+from sloserve.load.trace import Arrival
+from sloserve.perf import load_profile
+from sloserve.planner.policies import make_policy
+from sloserve.simulate.acceptance import AcceptanceProfile, read_acceptance
+from sloserve.simulate.cluster import Cluster
+from sloserve.simulate.settings import SimSettings
+from sloserve.simulate.truth import EXACT
+from sloserve.slo import SloClass, Stage, Ttft
+
+PATIENT = {"any": SloClass("any", Ttft(target_s=600.0), (Stage("decode", 60.0),))}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_text_has_a_record_and_drafts_are_righter_when_the_model_is_greedy(text: str) -> None:
+    written = json.loads((ACCEPTANCE / f"{text}.json").read_text())
+    profile = read_acceptance(ACCEPTANCE / f"{text}.json")
+    assert profile.is_recorded
+    assert len(profile.texts[""]) == 24
+    first = written["alphas"][0]
+    assert first > 0.6 if text.endswith("-0") else first < 0.4
+
+
+def busy_s(width: int, acceptance: AcceptanceProfile | None) -> float:
+    """Seconds of steps that keep `width` streams going: who ends makes room for the next."""
+    settings = SimSettings(
+        policy="fcfs",
+        model=load_profile(str(RESULTS / "profile.json")).step,
+        truth=EXACT,
+        max_running=width,
+        acceptance=acceptance,
+        propose_s=10e-6,
+        drain_s=1e6,
+    )
+    arrivals = [Arrival(1e-6 * n, 8, 200, "any") for n in range(max(12, 4 * width))]
+    cluster = Cluster(PATIENT, settings, new_policy=lambda: make_policy("fcfs"))
+    cluster.run(from_arrivals("steady", arrivals, duration_s=10.0))
+    return cluster.replicas[0].busy_s
+
+
+@pytest.mark.parametrize("text", ["trace-0.7", "copying-0.7"])
+def test_drafts_seldom_right_cost_by_need_next_to_nothing_at_any_width(text: str) -> None:
+    """Bar: 0.97 of no drafts. The step model is exact here, asking is paid for."""
+    acceptance = read_acceptance(ACCEPTANCE / f"{text}.json")
+    for width in (1, 4, 8, 16):
+        assert busy_s(width, None) / busy_s(width, acceptance) > 0.985
+
+
+def test_greedy_drafts_gain_by_need_at_one_stream() -> None:
+    acceptance = read_acceptance(ACCEPTANCE / "copying-0.json")
+    assert busy_s(1, None) / busy_s(1, acceptance) > 1.3
+
+
+class Falling:
+    """Windows whose attainment falls by 5 points a step from step 10 on."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def of(self, name: str, scenario: object, *, rate: float, repeat: int) -> dict[str, Any]:
+        step = int(name.split()[-2])
+        self.asked.append(step)
+        kept = 100 - 5 * max(0, step - 10)
+        return {"rate": rate, "classes": {"all": [100, kept, 0.0]}}
+
+
+@pytest.mark.parametrize("first", [3, 12, 13, 20])
+def test_the_ladder_is_climbed_until_attainment_falls_through_the_target(first: int) -> None:
+    curve = Curve("now", "mix", "trace-0", SYSTEMS[-1], "sloserve")
+    windows: Any = Falling()
+    points = walk(curve, object(), windows, repeats=2, first=first)  # type: ignore[arg-type]
+    assert {12, 13, COMMON["mix"]} <= set(points)
+    found = capacity(points)
+    assert found is not None
+    assert rate_of(12) <= found <= rate_of(13)
+
+
+def test_windows_are_kept_and_without_drafts_stand_for_every_text(tmp_path: Path) -> None:
+    off, need = SYSTEMS[2], SYSTEMS[-1]
+    names = {
+        Curve("now", "mix", text, system, "sloserve").name(3, 0)
+        for text in ("trace-0", "code-0")
+        for system in (off, need)
+    }
+    assert len(names) == 3
+    curve = Curve("now", "conversation", "copying-0", need, "sloserve")
+    scenario = scenario_for(curve, duration_s=4.0)
+    assert scenario.settings.acceptance is not None
+    windows = Windows(tmp_path / "windows.json")
+    row = windows.of("one", scenario, rate=2.0, repeat=0)
+    assert row["accepted"] > 0
+    windows.save()
+    again = Windows(tmp_path / "windows.json")
+    nothing = replace(scenario, classes={})  # would fail if it were simulated
+    assert again.of("one", nothing, rate=2.0, repeat=0) == json.loads(json.dumps(row))
+
+
+def test_the_best_setting_of_a_policy_counts() -> None:
+    rows = [
+        {"load": "mix", "text": "trace-0", "system": system, "setting": setting, "capacity": rate}
+        for system, setting, rate in (
+            ("fcfs", "a", 1.0),
+            ("fcfs", "b", 2.0),
+            ("fcfs, fixed", "a", None),
+            ("sloserve, off", "s", 3.0),
+            ("sloserve, by need", "s", 3.6),
+        )
+    ]
+    assert [row["setting"] for row in best_settings(rows)] == ["b", "a", "s", "s"]
+    assert capacities(best_settings(rows))[-1] == (
+        "| mix, trace-0 | 2.00 | - | 3.00 | 3.60 | 1.80x | 1.20x | - |"
+    )
+
+
+def test_copying_prompts_say_a_passage_over_and_over() -> None:
+    prompts = Copying(range(1000, 2000), 0.0, True, 4)
+
+    def prompt(number: int, tokens: int) -> list[int]:
+        body = prompts.body(model="m", number=number, prompt_tokens=tokens, output_tokens=7)
+        fields = json.loads(body)
+        assert (fields["min_tokens"], fields["temperature"]) == (7, 0)
+        said: list[int] = fields["prompt"]
+        return said
+
+    long = prompt(1, 130)
+    assert len(long) == 130
+    assert long[:90] == long[40:]
+    assert len(set(long)) == 40
+    assert prompt(1, 130) == long != prompt(2, 130)
+
+
+def test_real_windows_take_turns_and_end_with_the_prompts_of_the_replay() -> None:
+    names = [one.name for one in windows_of(2)]
+    assert names[:2] == ["copying-fcfs-Never-0", "copying-sloserve-Never-0"]
+    assert names[2] == "copying-sloserve-Auto-0"
+    assert names[3:6] == [name[:-1] + "1" for name in names[2::-1]]
+    assert names[6:] == ["trace-sloserve-Never-0", "trace-sloserve-Auto-0"]
+
+
+def test_a_served_step_counts_the_drafts_it_verified() -> None:
+    step: dict[str, Any] = {
+        "num_rows": 2,
+        "num_decodes": 2,
+        "num_prefill_tokens": 0,
+        "num_draft_tokens": 6,
+        "context": 500,
+        "pairs": 0.0,
+        "period_s": 0.02,
+        "actual_s": 0.02,
+    }
+    sample = sample_of_step(step)
+    assert sample is not None
+    assert sample.num_tokens == 8
+    del step["num_draft_tokens"]  # windows of before there were drafts
+    sample = sample_of_step(step)
+    assert sample is not None
+    assert sample.num_tokens == 2
