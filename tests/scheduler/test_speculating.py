@@ -249,3 +249,37 @@ def test_the_runner_is_asked_for_drafts_that_it_writes_itself(drafted: Any) -> N
     assert batch.num_draft_steps == row.num_drafts
     expected_s = GREEDY_MODEL.step_s(1 + row.num_drafts, drafts=row.num_drafts)
     assert batch.stored_s == pytest.approx(expected_s)
+
+
+class Wrong(Parrot):
+    """Counts how often it is asked; nobody ever says seven."""
+
+    asked = 0
+
+    def propose(self, request_id: int, tokens: Sequence[int], *, most: int) -> Proposal:
+        self.asked += 1
+        return super().propose(request_id, tokens, most=most)
+
+
+def test_a_group_that_is_drafted_for_in_vain_is_asked_every_so_many_steps_only(
+    drafted: Any,
+) -> None:
+    drafter = Wrong()
+    world = drafted(Speculating(drafter))
+
+    def answers(num: int) -> int:
+        """Answers one after the other; the steps they take."""
+        steps = 0
+        for _ in range(num):
+            request = first_token(world, output=129)
+            while request.id in world.scheduler.requests:
+                commit(world, world.plan(), num_accepted=0)
+                steps += 1
+        return steps
+
+    hopeful = answers(10)
+    before = drafter.asked
+    assert before > 500
+    in_vain = answers(10)
+    assert hopeful == in_vain == 1280
+    assert drafter.asked - before <= in_vain / EXPLORE_STEPS

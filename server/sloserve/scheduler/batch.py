@@ -28,6 +28,7 @@ class BatchRow:
     decodes: bool
     num_drafts: int = 0
     drafts: Sequence[int] = ()
+    draft_cost: float = 0.0  # of one draft, in tokens that the step could yield instead
     grade: int = 0
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from sloserve.perf import StepModel
 from sloserve.planner import Limits, Row, Tier
 from sloserve.planner.acceptance import Acceptance
+from sloserve.planner.asking import PROPOSE_S, Asking
 from sloserve.planner.speculation import (
     Draftable,
     draft_lengths,
@@ -22,10 +23,9 @@ HEADROOM_SHARE = 0.05
 EXPLORE_STEPS = 64
 """Every so many steps, those that drafts did not pay for get a single one, as far as the step has
 room: they may pay now."""
-PROPOSE_S = 10e-6
 MAX_PROPOSE_SHARE = 0.02
-"""What asking for and judging drafts costs per request between two steps; where that is more than
-this share of the step, only those who need drafts are asked for (32 streams of the small model)."""
+"""Where asking for drafts costs more than this share of the step, only those who need drafts are
+asked for (32 streams of the small model)."""
 FACTOR_RATE = 0.05
 MAX_FACTOR = 1.5
 FACTOR_FADE = 0.999
@@ -90,6 +90,7 @@ class Speculating:
         self, drafter: Drafter, *, max_draft_tokens: int = 8, fixed: int | None = None
     ) -> None:
         self.acceptance = Acceptance()
+        self.asking = Asking()
         self.factor = 1.0
         """What steps with drafts take beyond the model's word."""
         self._drafter = drafter
@@ -126,10 +127,16 @@ class Speculating:
         draftable: list[Draftable] = []
         spare = holdings.pool.num_free - int(HEADROOM_SHARE * limits.num_blocks)
         roomy = self._fixed or len(decodes) * PROPOSE_S <= MAX_PROPOSE_SHARE * step_s
+        self._num_steps += 1
+        explores = self._num_steps % EXPLORE_STEPS == 0
+        asks = {
+            group: self._fixed or explores or self.asking.pays(group, load, step_s=step_s)
+            for group in {row.request.draft_group for row in decodes}
+        }
         for row in decodes:
             request = row.request
             num_needed = _num_needed(request.row, by_s=next_end_s)
-            if num_needed <= 1 and not roomy:
+            if num_needed <= 1 and not (roomy and asks[request.draft_group]):
                 continue
             num_known = request.row.num_known
             room = len(request.blocks) * limits.block_size
@@ -141,6 +148,7 @@ class Speculating:
             )  # fmt: skip
             if most < 1:
                 continue
+            self.asking.asked(request.draft_group)
             proposal = self._drafter.propose(request.id, request.tokens, most=most)
             if request.num_fitting is not None:
                 proposal = proposal.cut(request.num_fitting)
@@ -155,8 +163,7 @@ class Speculating:
             counts = {request_id: proposal.num for request_id, proposal in offered.items()}
         else:
             counts = draft_lengths(draftable, load, model, serial=self.serial, factor=self.factor)
-            self._num_steps += 1
-            if self._num_steps % EXPLORE_STEPS == 0:
+            if explores:
                 contexts = {
                     row.request.id: row.start + 1 for row in decodes if row.request.id in offered
                 }
@@ -169,12 +176,18 @@ class Speculating:
             if count and holdings.grow(row.request, row.request.row.num_known + count):
                 proposal = offered[row.request.id]
                 row.num_drafts, row.drafts = count, proposal.tokens[:count]
-                row.grade = proposal.grade
+                row.grade, row.draft_cost = proposal.grade, least
                 num_left -= count
 
     def observe(self, row: BatchRow, outcome: Outcome) -> None:
         """Learn from what came of a row; `outcome` tells how many drafts there were in the end."""
         if outcome.num_drafted:
+            self.asking.came(
+                row.request.draft_group,
+                num_drafted=outcome.num_drafted,
+                num_accepted=outcome.num_accepted,
+                draft_cost=row.draft_cost,
+            )
             self.acceptance.observe(
                 row.request.id,
                 row.request.draft_group,

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from sloserve.errors import BadInput
 from sloserve.perf import Profile
+from sloserve.planner.asking import PROPOSE_S
 from sloserve.simulate.acceptance import FIELD, AcceptanceProfile, parse_acceptance
 from sloserve.slo import SpeculationSpec
 
-PROPOSE_US = 10.0
-"""As the scheduler takes it to be (`scheduler.speculating.PROPOSE_S`)."""
+PROPOSE_US = PROPOSE_S * 1e6
+"""As the planner takes it to be."""
 MAX_FIXED = 64
 
 
