@@ -111,6 +111,8 @@ def test_windows_are_kept_and_without_drafts_stand_for_every_text(tmp_path: Path
     curve = Curve("now", "conversation", "copying-0", need, "sloserve")
     scenario = scenario_for(curve, duration_s=4.0)
     assert scenario.settings.acceptance is not None
+    older = scenario_for(replace(curve, machine="replayed"), duration_s=4.0)
+    assert older.settings.model.b > 5 * scenario.settings.model.b  # attention was not compiled
     windows = Windows(tmp_path / "windows.json")
     row = windows.of("one", scenario, rate=2.0, repeat=0)
     assert row["accepted"] > 0
