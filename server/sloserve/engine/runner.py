@@ -24,6 +24,7 @@ class ModelFacts:
     hardware: str  # a line a person recognises: CPU or GPU name and thread count
     attention: str = ""  # which kernels; step times follow from it as from the dtype
     steps_aside: bool = False  # a step leaves processor and interpreter to others nearly all along
+    tensor_parallel_size: int = 1  # processes (GPUs) that compute each step together
 
 
 @dataclass(slots=True)

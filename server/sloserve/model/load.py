@@ -23,6 +23,15 @@ from sloserve.model.drafting import DraftModel
 from sloserve.model.gathered import Gathered
 from sloserve.model.kv import KvCache, LayerShape, bytes_per_token, num_blocks_for, readable
 from sloserve.model.linear import can_pack, pack_linears
+from sloserve.model.parallel.cut import reading_part, settle
+from sloserve.model.parallel.loading import (
+    load_over_ranks,
+    same_everywhere,
+    settle_together,
+    whole_reference,
+)
+from sloserve.model.parallel.ranks import Ranks
+from sloserve.model.parallel.seat import Seat
 from sloserve.model.path import AttentionPath
 from sloserve.model.recommended import default_sampling, end_tokens
 from sloserve.model.runner import TorchRunner
@@ -80,29 +89,54 @@ def load_runner(
     on_phase: OnPhase = lambda phase, done, total: None,
     tokenizer_eos: int | None = None,
     drafter: Path | None = None,
+    ranks: Ranks | None = None,
+    seat: Seat | None = None,
 ) -> TorchRunner:
     """
     The model in folder `path` alone, and the one that drafts for it, if any; `tokenizer_eos` ends
     answers beside its own tokens.
 
+    With `engine.tensor_parallel_size` > 1 this starts the other ranks (or takes `ranks`), which
+    load their parts meanwhile; a rank itself is given its `seat` and loads its part alone.
+
     Raises BadInput for a folder that holds no model, a model that can't be served right, a length
     past what it was made for, or too little memory for its KV cache. Sets torch's thread count.
     """
+    config = _read_config(path)
+    if engine.tensor_parallel_size > 1 and seat is None:
+        return load_over_ranks(
+            path,
+            config=config,
+            model=model,
+            engine=engine,
+            ranks=ranks,
+            load=lambda seat: load_runner(
+                path,
+                model=model,
+                engine=engine,
+                on_phase=on_phase,
+                tokenizer_eos=tokenizer_eos,
+                drafter=drafter,
+                seat=seat,
+            ),
+        )
     device = _device(engine)
     num_threads = engine.threads or hardware.num_cores()
+    if seat is not None:
+        num_threads = seat.share(num_threads)
     torch.set_num_threads(num_threads)
-    config = _read_config(path)
     max_model_len = _model_len(config, model.max_model_len)
     num_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     dtype = _dtype(engine.dtype, device)
     try:
-        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, num_bytes)
+        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, num_bytes, seat)
     except Mismatch as error:
         if engine.dtype != "auto" or dtype is torch.float32:
             raise
         _log.warning("%s does not hold here, taking float32: %s", dtype, error.message)
         gc.collect()
-        loaded = _load(path, engine, torch.float32, device, max_model_len, on_phase, num_bytes)
+        dtype = torch.float32
+        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, num_bytes, seat)
     drafting: _Loaded | None = None
     draft_len = 0
     if drafter is not None:
@@ -121,6 +155,7 @@ def load_runner(
         num_threads=num_threads,
         tokenizer_eos=tokenizer_eos,
         on_phase=on_phase,
+        seat=seat,
     )
 
 
@@ -165,8 +200,14 @@ def _load(
     max_model_len: int,
     on_phase: OnPhase,
     num_bytes: int,
+    seat: Seat | None = None,
 ) -> _Loaded:
     on_phase("loading weights", 0, num_bytes)
+    expected = None
+    if seat is not None:
+        expected = whole_reference(
+            path, seat=seat, dtype=dtype, max_model_len=max_model_len, num_bytes=num_bytes
+        )
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         answer = AutoModelForCausalLM.from_pretrained(
@@ -177,6 +218,7 @@ def _load(
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            **({} if seat is None else reading_part(seat)),
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"{path} can't be loaded: {error}", field="model.source") from error
@@ -186,8 +228,10 @@ def _load(
             f"{path} lacks {len(lost)} of the model's weights, among them {lost[0]}",
             field="model.source",
         )
+    if seat is not None:
+        settle(network, seat=seat)
     on_phase("loading weights", num_bytes, num_bytes)
-    return _proved(network, engine, dtype, device, max_model_len, on_phase)
+    return _proved(network, engine, dtype, device, max_model_len, on_phase, expected, seat)
 
 
 def _proved(
@@ -197,12 +241,14 @@ def _proved(
     device: torch.device,
     max_model_len: int,
     on_phase: OnPhase,
+    expected: Reference | None = None,
+    seat: Seat | None = None,
 ) -> _Loaded:
     """The model on its device, with the attention that passed the load-time tests."""
     network.train(False).requires_grad_(False)
     with out_of_memory_told(network, device):
         network.to(device)  # type: ignore[arg-type]
-        return _tested(network, engine, dtype, device, max_model_len, on_phase)
+        return _tested(network, engine, dtype, device, max_model_len, on_phase, expected, seat)
 
 
 def _tested(
@@ -212,6 +258,8 @@ def _tested(
     device: torch.device,
     max_model_len: int,
     on_phase: OnPhase,
+    expected: Reference | None,
+    seat: Seat | None,
 ) -> _Loaded:
     on_phase("preparing attention", 0, 0)
     layers = attention_layers(network, max_model_len=max_model_len)
@@ -223,17 +271,21 @@ def _tested(
         layers=shapes,
         terms=[layer.terms for layer in layers],
     )
+    same_everywhere(seat, "attention path", attention.name)
     on_phase("testing the model", 0, 0)
-    expected = reference(network, max_model_len=max_model_len)
+    expected = expected or reference(network, max_model_len=max_model_len)
     if device.type == "cpu" and can_pack(dtype):
         pack_linears(network)
         gc.collect()
+    def tested(path: AttentionPath) -> float:
+        return _test(network, layers, expected, path, max_model_len=max_model_len)
+
     try:
-        worst = _test(network, layers, expected, attention, max_model_len=max_model_len)
+        worst = settle_together(seat, lambda: tested(attention))
     except Unsupported as error:  # also where the kernel can't be run
         if engine.attention != "auto" or isinstance(attention, Gathered):
             raise
-        worst = _test(network, layers, expected, Gathered(), max_model_len=max_model_len)
+        worst = settle_together(seat, lambda: tested(Gathered()))
         _log.warning(
             "attention by torch's kernels, the %s one does not hold here: %s",
             attention.name,
@@ -282,10 +334,12 @@ def _runner(
     num_threads: int,
     tokenizer_eos: int | None,
     on_phase: OnPhase,
+    seat: Seat | None = None,
 ) -> TorchRunner:
     use_attention(loaded.model, NAME)
     block_size = loaded.attention.block_size
-    budget, note = _kv_budget(engine, device)
+    num_ranks = 1 if seat is None else seat.size
+    budget, note = _kv_budget(engine, device, num_ranks=num_ranks)
     layers = [*loaded.shapes, *(drafting.shapes if drafting is not None else ())]
     num_blocks = num_blocks_for(
         budget,
@@ -297,6 +351,8 @@ def _runner(
     )
     # more than every running request at its full length is never of use
     num_blocks = min(num_blocks, engine.max_running * -(-max_model_len // block_size))
+    if seat is not None:
+        num_blocks = seat.least(num_blocks)  # a page is at the same place everywhere
     cache = KvCache(
         loaded.shapes,
         num_blocks=num_blocks + (device.type == "cuda"),  # one for the padding of graphs
@@ -306,6 +362,7 @@ def _runner(
         path=loaded.attention,
     )
     per_token = bytes_per_token(layers, loaded.dtype)
+    machine = hardware.hardware_name(device, num_threads=num_threads)
     vocab_size = loaded.model.config.get_text_config().vocab_size
     drafter: DraftModel | None = None
     if drafting is not None:
@@ -331,12 +388,13 @@ def _runner(
         eos_ids=end_tokens(loaded.model, tokenizer_eos=tokenizer_eos),
         block_size=block_size,
         num_blocks=num_blocks,
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=per_token * num_ranks,
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=device.type,
-        hardware=hardware.hardware_name(device, num_threads=num_threads),
+        hardware=machine if seat is None else f"{num_ranks} x {machine}",
         attention=loaded.attention.name,
         steps_aside=device.type == "cuda",
+        tensor_parallel_size=num_ranks,
     )
     _log.info(
         "%s: %s on %s, attention: %s; KV cache of %d blocks x %d tokens = %s (%s); "
@@ -347,7 +405,7 @@ def _runner(
         loaded.attention.name,
         num_blocks,
         block_size,
-        readable(num_blocks * block_size * per_token),
+        readable(num_blocks * block_size * per_token) + (" per rank" if seat is not None else ""),
         note,
         loaded.worst,
     )
@@ -361,6 +419,7 @@ def _runner(
             defaults=defaults,
             max_rows=engine.max_running,
             drafter=drafter,
+            in_graphs=seat is None,
         )
     return TorchRunner(loaded.model, cache=cache, facts=facts, defaults=defaults, drafter=drafter)
 
@@ -443,13 +502,16 @@ def _dtype(asked: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if hardware.computes_bfloat16(device) else torch.float32
 
 
-def _kv_budget(engine: EngineSpec, device: torch.device) -> tuple[int, str]:
-    """Bytes for the KV cache, and the arithmetic behind it."""
+def _kv_budget(engine: EngineSpec, device: torch.device, *, num_ranks: int) -> tuple[int, str]:
+    """This rank's bytes for the KV cache, and the arithmetic behind it."""
     if engine.kv_bytes is not None:
-        return engine.kv_bytes, "engine.kvCache.size"
+        shared = "" if num_ranks == 1 else f" / {num_ranks} ranks"
+        return engine.kv_bytes // num_ranks, f"engine.kvCache.size{shared}"
     total, used = hardware.memory_bytes(device), hardware.used_bytes(device)
-    budget = int(engine.kv_memory_fraction * total) - used
-    return budget, (
+    share, shared = engine.kv_memory_fraction, ""
+    if num_ranks > 1 and device.type == "cpu":  # one memory for all; a GPU is a rank's own
+        share, shared = share / num_ranks, f" / {num_ranks} ranks"
+    return int(share * total) - used, (
         f"memoryFraction {engine.kv_memory_fraction:g} x {readable(total)} of {device.type} "
-        f"memory - {readable(used)} in use"
+        f"memory{shared} - {readable(used)} in use"
     )
