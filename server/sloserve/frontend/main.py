@@ -190,10 +190,14 @@ async def _watch_ranks(runner: Runner) -> None:
     lost: asyncio.Future[str] = loop.create_future()
 
     def settle(why: str) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
-            loop.call_soon_threadsafe(lambda: lost.done() or lost.set_result(why))
+        if not lost.done():
+            lost.set_result(why)
 
-    ranks.on_lost(settle)
+    def tell(why: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            loop.call_soon_threadsafe(settle, why)
+
+    ranks.on_lost(tell)
     raise Failed(await lost)
 
 

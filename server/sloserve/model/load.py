@@ -277,6 +277,7 @@ def _tested(
     if device.type == "cpu" and can_pack(dtype):
         pack_linears(network)
         gc.collect()
+
     def tested(path: AttentionPath) -> float:
         return _test(network, layers, expected, path, max_model_len=max_model_len)
 

@@ -1,11 +1,11 @@
-"""From a folder to this rank's part of the model: read by transformers, computed by plain layers."""
+"""This rank's part of a model: read from a folder by transformers, computed by plain layers."""
 
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.distributed import DistributedConfig
 
 from sloserve.model.parallel.layers import (
     JoinedLinear,
@@ -30,7 +30,8 @@ from sloserve.model.terms import Unsupported
 
 def reading_part(seat: Seat) -> dict[str, Any]:
     """What `from_pretrained` is given so that it reads this rank's part of the weights alone."""
-    return {"distributed_config": DistributedConfig(tp_size=seat.size, tp_plan="auto")}
+    config: Any = import_module("transformers.distributed").DistributedConfig  # not in old ones
+    return {"distributed_config": config(tp_size=seat.size, tp_plan="auto")}
 
 
 def settle(network: PreTrainedModel, *, seat: Seat) -> None:
@@ -99,9 +100,9 @@ def _to_local(network: nn.Module) -> None:
             if parameter is None or not hasattr(parameter, "to_local"):
                 continue
             if parameter not in local:
-                part: Tensor = parameter.detach().to_local()
+                wrapped: Any = parameter.detach()
+                part: Tensor = wrapped.to_local()
                 if part.untyped_storage().nbytes() > part.nbytes:  # a view would keep the whole
                     part = part.clone(memory_format=torch.contiguous_format)
                 local[parameter] = nn.Parameter(part.contiguous(), requires_grad=False)
             module._parameters[name] = local[parameter]
-

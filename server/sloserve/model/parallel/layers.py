@@ -76,7 +76,7 @@ def split_embedding(embedding: nn.Embedding, *, seat: Seat, num_rows: int) -> No
         found = plain((ids - first).clamp(0, end - first - 1))
         return seat.add(found * own.unsqueeze(-1))
 
-    embedding.forward = forward  # type: ignore[method-assign]
+    embedding.forward = forward  # type: ignore[method-assign, assignment]
 
 
 def sum_output(module: nn.Module, *, seat: Seat) -> None:
@@ -87,4 +87,4 @@ def sum_output(module: nn.Module, *, seat: Seat) -> None:
         out: Tensor = plain(*args, **given)
         return seat.add(out.contiguous())
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward

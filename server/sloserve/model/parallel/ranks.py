@@ -158,7 +158,7 @@ class Ranks:
             raise Failed(self._blame(error)) from error
 
     def on_lost(self, call: Callable[[str], None]) -> None:
-        """`call` gets the reason when no step can be taken any more; from any thread, or at once."""
+        """`call` gets the reason when no step can be taken any more, from any thread or at once."""
         with self._lock:
             if self.lost is None:
                 self._told_lost.append(call)

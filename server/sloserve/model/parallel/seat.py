@@ -1,4 +1,4 @@
-"""A process's place among the ranks that compute one model together, and what they tell each other."""
+"""A process's place among the ranks that compute one model, and what they tell each other."""
 
 import datetime
 import os
@@ -53,7 +53,7 @@ class Seat:
         if device.type == "cuda":
             own = torch.device("cuda", self.rank)
             torch.cuda.set_device(own)
-        file = dist.FileStore(str(store), self.size)
+        file = dist.FileStore(str(store), self.size)  # type: ignore[attr-defined]
         file.set(f"up {self.rank}", "1")
         until_s = time.monotonic() + MEET_S
         while not file.check([f"up {rank}" for rank in range(self.size)]):
@@ -96,7 +96,7 @@ class Seat:
         return part
 
     def join_last(self, part: Tensor, *, whole: int) -> Tensor:
-        """The ranks' tensors side by side, (..., part) -> (..., whole); `bounds` tells whose is what."""
+        """The ranks' tensors side by side, as `bounds` has it: (..., part) -> (..., whole)."""
         width = -(-whole // self.size)
         part = torch.nn.functional.pad(part, (0, width - part.shape[-1])).contiguous()
         parts = [torch.empty_like(part) for _ in range(self.size)]

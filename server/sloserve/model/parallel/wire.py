@@ -29,4 +29,5 @@ def unpacked(body: bytes) -> Layout:
     for length in lengths:
         parts.append(numbers[begin : begin + length].tolist())
         begin += length
-    return Layout(*parts, num_decodes=num_decodes, first=[], sampled=[], prompts=[])
+    by_name = dict(zip(_PARTS, parts, strict=True))
+    return Layout(**by_name, num_decodes=num_decodes, first=[], sampled=[], prompts=[])

@@ -1,4 +1,4 @@
-"""A process that is rank 1 or above: it computes what rank 0 computes, with its part of the model."""
+"""A process that is rank 1 or above: it computes what rank 0 does, with its part of the model."""
 
 import contextlib
 import logging
