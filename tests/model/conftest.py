@@ -295,6 +295,7 @@ class Listening(TorchRunner):
             facts=replace(runner.facts, num_blocks=num_blocks),
             adapters=runner.adapters,
         )
+        self.ranks = runner.ranks
         self.logits: dict[int, list[torch.Tensor]] = {}  # by request id, one row per token
         self.num_mixed = 0  # steps that held both a prefill chunk and a decode
         self.num_padded = 0  # steps that computed more tokens than they had

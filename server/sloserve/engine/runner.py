@@ -25,6 +25,7 @@ class ModelFacts:
     attention: str = ""  # which kernels; step times follow from it as from the dtype
     steps_aside: bool = False  # a step leaves processor and interpreter to others nearly all along
     adapters: tuple[str, ...] = ()  # names of the LoRA adapters that rows may ask for
+    tensor_parallel_size: int = 1  # processes (GPUs) that compute each step together
 
 
 @dataclass(slots=True)

@@ -12,9 +12,11 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from sloserve.engine.client import EngineClient
 from sloserve.engine.events import Broken, Generate
+from sloserve.engine.runner import Runner
 from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput, Failed
 from sloserve.frontend.app import create_app
@@ -168,6 +170,35 @@ async def _start(replica: Replica, engine: EngineClient, args: argparse.Namespac
     replica.ready = True
     told = {"model": spec.model.source, "hardware": loaded.facts.hardware}
     log.info("ready", extra={"replica": replica.name, "generation": spec.generation, **told})
+    await _watch_ranks(loaded.runner)
+
+
+class Ranks(Protocol):
+    """The processes that a runner computes with, where it does so with others."""
+
+    def on_lost(self, call: Callable[[str], None]) -> None:
+        """`call` gets the reason when one is lost, from any thread."""
+        ...
+
+
+async def _watch_ranks(runner: Runner) -> None:
+    """Stay until the runner can't go on without a process that it lost; then raise Failed."""
+    ranks: Ranks | None = getattr(runner, "ranks", None)
+    if ranks is None:
+        return
+    loop = asyncio.get_running_loop()
+    lost: asyncio.Future[str] = loop.create_future()
+
+    def settle(why: str) -> None:
+        if not lost.done():
+            lost.set_result(why)
+
+    def tell(why: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            loop.call_soon_threadsafe(settle, why)
+
+    ranks.on_lost(tell)
+    raise Failed(await lost)
 
 
 LOADER = "sloserve-loader"

@@ -86,9 +86,33 @@ def flat_tensor(parts: Sequence[list[int]], *, device: torch.device) -> tuple[Te
     return torch.split(flat, [len(part) for part in parts])
 
 
+@dataclass(slots=True)
+class Layout:
+    """A step's numbers before they are tensors; the fields are those of `Batch` and `Tables`."""
+
+    ids: list[int]
+    positions: list[int]
+    slots: list[int]
+    keep: list[int]
+    begins: list[int]
+    contexts: list[int]
+    page_begins: list[int]
+    pages: list[int]
+    num_decodes: int
+    first: list[int]
+    sampled: list[int]
+    prompts: list[tuple[int, int]]
+    adapters: list[str] = field(default_factory=list)
+
+
 def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.device) -> Batch:
+    """The flat tensors of a step (`lay_out`) on the device."""
+    return place(lay_out(rows, block_size=block_size), device=device)
+
+
+def lay_out(rows: Sequence[StepRow], *, block_size: int) -> Layout:
     """
-    The flat tensors of a step, T tokens in all.
+    The numbers of a step, T tokens in all.
 
     Prompt logprobs are those of tokens start + 1 .. start + count of a row that lie in its prompt:
     the logits at a position speak of the token after it.
@@ -163,22 +187,43 @@ def build_batch(rows: Sequence[StepRow], *, block_size: int, device: torch.devic
     padding = [0] * (padded_size(len(ids)) - len(ids))
     ids += padding
     positions += padding
-    t_ids, t_positions, t_slots, t_keep, *tables = flat_tensor(
-        [ids, positions, slots, keep, begins, contexts, page_begins, pages], device=device
+    return Layout(
+        ids,
+        positions,
+        slots,
+        keep,
+        begins,
+        contexts,
+        page_begins,
+        pages,
+        num_decodes=len(single),
+        first=first,
+        sampled=sampled,
+        prompts=prompts,
+        adapters=[rows[i].adapter for i in (*single, *longer)] if adapted else [],
     )
+
+
+def place(layout: Layout, *, device: torch.device) -> Batch:
+    """The batch of a layout, by one copy to the device."""
+    parts = (
+        layout.ids, layout.positions, layout.slots, layout.keep,
+        layout.begins, layout.contexts, layout.page_begins, layout.pages,
+    )  # fmt: skip
+    t_ids, t_positions, t_slots, t_keep, *tables = flat_tensor(parts, device=device)
     return Batch(
         input_ids=t_ids.unsqueeze(0),
         positions=t_positions.unsqueeze(0),
         slots=t_slots,
         keep=t_keep,
         tables=Tables(*tables),
-        num_decodes=len(single),
-        begins=begins,
-        contexts=contexts,
-        page_begins=page_begins,
-        page_list=pages,
-        first=first,
-        sampled=sampled,
-        prompts=prompts,
-        adapters=[rows[i].adapter for i in (*single, *longer)] if adapted else [],
+        num_decodes=layout.num_decodes,
+        begins=layout.begins,
+        contexts=layout.contexts,
+        page_begins=layout.page_begins,
+        page_list=layout.pages,
+        first=layout.first,
+        sampled=layout.sampled,
+        prompts=layout.prompts,
+        adapters=layout.adapters,
     )

@@ -2,8 +2,9 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -43,9 +44,12 @@ def weight_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
-def read_weights(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+def read_weights(
+    path: Path, *, dtype: torch.dtype, part: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """
-    The model in folder `path`, on CPU, with eager attention.
+    The model in folder `path`, on CPU, with eager attention. `part` is what transformers is told
+    besides, for a rank that reads its part alone.
 
     Raises BadInput for one that can't be read, or lacks weights.
     """
@@ -61,6 +65,7 @@ def read_weights(path: Path, *, dtype: torch.dtype) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            **(part or {}),
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"{path} can't be loaded: {error}", field="model.source") from error

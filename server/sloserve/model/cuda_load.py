@@ -36,6 +36,7 @@ def cuda_runner(
     max_rows: int,
     drafter: DraftModel | None = None,
     adapters: Adapters | None = None,
+    in_graphs: bool = True,
 ) -> CudaRunner:
     """
     The runner of a tested model on a GPU, its decode steps of up to `max_rows` rows captured.
@@ -45,7 +46,7 @@ def cuda_runner(
     for step in warm_up_steps(facts.max_model_len):
         _run(model, cache, step)
     graphs = None
-    if isinstance(cache.path, _CAPTURED):
+    if in_graphs and isinstance(cache.path, _CAPTURED):
         pool = torch.cuda.graph_pool_handle()
         graphs = DecodeGraphs(
             model,
@@ -57,7 +58,8 @@ def cuda_runner(
         graphs.capture()
         _log.info("decode steps of up to %d rows are CUDA graphs", max((0, *graphs.sizes)))
     else:
-        _log.info("decode steps run without CUDA graphs: attention is %s", cache.path.name)
+        why = f"attention is {cache.path.name}" if in_graphs else "the model is on several GPUs"
+        _log.info("decode steps run without CUDA graphs: %s", why)
     return CudaRunner(
         model,
         cache=cache,

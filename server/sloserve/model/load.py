@@ -18,6 +18,10 @@ from sloserve.model.drafting import DraftModel
 from sloserve.model.gathered import Gathered
 from sloserve.model.kv import KvCache, bytes_per_token, num_blocks_for, readable
 from sloserve.model.lora.adapters import NO_ADAPTERS
+from sloserve.model.parallel.cut import reading_part, settle
+from sloserve.model.parallel.loading import load_over_ranks, whole_reference
+from sloserve.model.parallel.ranks import Ranks
+from sloserve.model.parallel.seat import Seat
 from sloserve.model.proved import OnPhase, Proved, prove
 from sloserve.model.recommended import default_sampling, end_tokens
 from sloserve.model.runner import TorchRunner
@@ -74,28 +78,53 @@ def load_runner(
     tokenizer_eos: int | None = None,
     drafter: Path | None = None,
     adapters: Mapping[str, Path] = NO_ADAPTERS,
+    ranks: Ranks | None = None,
+    seat: Seat | None = None,
 ) -> TorchRunner:
     """
     The model in folder `path` alone, and the one that drafts for it, if any; `tokenizer_eos` ends
     answers beside its own tokens. `adapters` as in `load_model`.
 
+    With `engine.tensor_parallel_size` > 1 this starts the other ranks (or takes `ranks`), which
+    load their parts meanwhile; a rank itself is given its `seat` and loads its part alone.
+
     Raises BadInput for a folder that holds no model, a model that can't be served right, a length
     past what it was made for, or too little memory for its KV cache. Sets torch's thread count.
     """
+    config = read_config(path)
+    if engine.tensor_parallel_size > 1 and seat is None:
+        return load_over_ranks(
+            path,
+            config=config,
+            model=model,
+            engine=engine,
+            ranks=ranks,
+            load=lambda seat: load_runner(
+                path,
+                model=model,
+                engine=engine,
+                on_phase=on_phase,
+                tokenizer_eos=tokenizer_eos,
+                drafter=drafter,
+                seat=seat,
+            ),
+        )
     device = _device(engine)
     num_threads = engine.threads or hardware.num_cores()
+    if seat is not None:
+        num_threads = seat.share(num_threads)
     torch.set_num_threads(num_threads)
-    config = read_config(path)
     max_model_len = model_len(config, model.max_model_len)
     dtype = _dtype(engine.dtype, device)
     try:
-        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, adapters)
+        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, adapters, seat)
     except Mismatch as error:
         if engine.dtype != "auto" or dtype is torch.float32:
             raise
         _log.warning("%s does not hold here, taking float32: %s", dtype, error.message)
         gc.collect()
-        loaded = _load(path, engine, torch.float32, device, max_model_len, on_phase, adapters)
+        dtype = torch.float32
+        loaded = _load(path, engine, dtype, device, max_model_len, on_phase, adapters, seat)
     drafting: Proved | None = None
     draft_len = 0
     if drafter is not None:
@@ -113,6 +142,7 @@ def load_runner(
         num_threads=num_threads,
         tokenizer_eos=tokenizer_eos,
         on_phase=on_phase,
+        seat=seat,
     )
 
 
@@ -148,12 +178,21 @@ def _load(
     max_model_len: int,
     on_phase: OnPhase,
     adapters: Mapping[str, Path] = NO_ADAPTERS,
+    seat: Seat | None = None,
 ) -> Proved:
     num_bytes = weight_bytes(path)
     on_phase("loading weights", 0, num_bytes)
-    network = read_weights(path, dtype=dtype)
+    expected, part = None, None
+    if seat is not None:
+        expected = whole_reference(
+            path, seat=seat, dtype=dtype, max_model_len=max_model_len, num_bytes=num_bytes
+        )
+        part = reading_part(seat)
+    network = read_weights(path, dtype=dtype, part=part)
+    if seat is not None:
+        settle(network, seat=seat)
     on_phase("loading weights", num_bytes, num_bytes)
-    return prove(network, engine, dtype, device, max_model_len, on_phase, adapters)
+    return prove(network, engine, dtype, device, max_model_len, on_phase, adapters, expected, seat)
 
 
 def _runner(
@@ -168,10 +207,12 @@ def _runner(
     num_threads: int,
     tokenizer_eos: int | None,
     on_phase: OnPhase,
+    seat: Seat | None = None,
 ) -> TorchRunner:
     use_attention(loaded.model, NAME)
     block_size = loaded.attention.block_size
-    budget, note = _kv_budget(engine, device)
+    num_ranks = 1 if seat is None else seat.size
+    budget, note = _kv_budget(engine, device, num_ranks=num_ranks)
     layers = [*loaded.shapes, *(drafting.shapes if drafting is not None else ())]
     num_blocks = num_blocks_for(
         budget,
@@ -183,6 +224,8 @@ def _runner(
     )
     # more than every running request at its full length is never of use
     num_blocks = min(num_blocks, engine.max_running * -(-max_model_len // block_size))
+    if seat is not None:
+        num_blocks = seat.least(num_blocks)  # a page is at the same place everywhere
     cache = KvCache(
         loaded.shapes,
         num_blocks=num_blocks + (device.type == "cuda"),  # one for the padding of graphs
@@ -192,6 +235,7 @@ def _runner(
         path=loaded.attention,
     )
     per_token = bytes_per_token(layers, loaded.dtype)
+    machine = hardware.hardware_name(device, num_threads=num_threads)
     vocab_size = loaded.model.config.get_text_config().vocab_size
     drafter: DraftModel | None = None
     if drafting is not None:
@@ -217,13 +261,14 @@ def _runner(
         eos_ids=end_tokens(loaded.model, tokenizer_eos=tokenizer_eos),
         block_size=block_size,
         num_blocks=num_blocks,
-        kv_bytes_per_token=per_token,
+        kv_bytes_per_token=per_token * num_ranks,
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=device.type,
-        hardware=hardware.hardware_name(device, num_threads=num_threads),
+        hardware=machine if seat is None else f"{num_ranks} x {machine}",
         attention=loaded.attention.name,
         steps_aside=device.type == "cuda",
         adapters=() if loaded.adapters is None else loaded.adapters.names,
+        tensor_parallel_size=num_ranks,
     )
     _log.info(
         "%s: %s on %s, attention: %s; KV cache of %d blocks x %d tokens = %s (%s); "
@@ -234,7 +279,7 @@ def _runner(
         loaded.attention.name,
         num_blocks,
         block_size,
-        readable(num_blocks * block_size * per_token),
+        readable(num_blocks * block_size * per_token) + (" per rank" if seat is not None else ""),
         note,
         loaded.worst,
     )
@@ -249,6 +294,7 @@ def _runner(
             max_rows=engine.max_running,
             drafter=drafter,
             adapters=loaded.adapters,
+            in_graphs=seat is None,
         )
     return TorchRunner(
         loaded.model,
@@ -279,13 +325,16 @@ def _dtype(asked: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if hardware.computes_bfloat16(device) else torch.float32
 
 
-def _kv_budget(engine: EngineSpec, device: torch.device) -> tuple[int, str]:
-    """Bytes for the KV cache, and the arithmetic behind it."""
+def _kv_budget(engine: EngineSpec, device: torch.device, *, num_ranks: int) -> tuple[int, str]:
+    """This rank's bytes for the KV cache, and the arithmetic behind it."""
     if engine.kv_bytes is not None:
-        return engine.kv_bytes, "engine.kvCache.size"
+        shared = "" if num_ranks == 1 else f" / {num_ranks} ranks"
+        return engine.kv_bytes // num_ranks, f"engine.kvCache.size{shared}"
     total, used = hardware.memory_bytes(device), hardware.used_bytes(device)
-    budget = int(engine.kv_memory_fraction * total) - used
-    return budget, (
+    share, shared = engine.kv_memory_fraction, ""
+    if num_ranks > 1 and device.type == "cpu":  # one memory for all; a GPU is a rank's own
+        share, shared = share / num_ranks, f" / {num_ranks} ranks"
+    return int(share * total) - used, (
         f"memoryFraction {engine.kv_memory_fraction:g} x {readable(total)} of {device.type} "
-        f"memory - {readable(used)} in use"
+        f"memory{shared} - {readable(used)} in use"
     )

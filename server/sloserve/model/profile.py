@@ -304,12 +304,14 @@ def cache_folder(kind: str = "profiles") -> Path:
 
 def cache_path(facts: ModelFacts, *, model: str, threads: int) -> Path:
     """
-    The file for this hardware, model, dtype, attention path and thread count.
+    The file for this hardware, model, dtype, attention path, thread count and number of ranks.
 
     The versions of sloserve and torch are in the key, too: a new one may be quicker.
     """
     versions = [_version("sloserve"), _version("torch")]
     parts = [facts.hardware, model, facts.dtype, facts.attention, threads, *versions]
+    if facts.tensor_parallel_size > 1:
+        parts.append(f"tp{facts.tensor_parallel_size}")
     key = json.dumps(parts)
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.]+", "-", model.rpartition("://")[2]).strip("-.")[-60:]

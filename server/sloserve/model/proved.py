@@ -16,6 +16,8 @@ from sloserve.model.kv import LayerShape
 from sloserve.model.linear import can_pack, pack_linears
 from sloserve.model.lora.adapters import NO_ADAPTERS, Adapters, load_adapters
 from sloserve.model.lora.proof import prove_adapters, references
+from sloserve.model.parallel.loading import same_everywhere, settle_together
+from sloserve.model.parallel.seat import Seat
 from sloserve.model.path import AttentionPath
 from sloserve.model.selftest import Reference, check, reference
 from sloserve.model.structure import AttentionLayer, attention_layers
@@ -49,10 +51,13 @@ def prove(
     max_model_len: int,
     on_phase: OnPhase,
     adapters: Mapping[str, Path] = NO_ADAPTERS,
+    expected: Reference | None = None,
+    seat: Seat | None = None,
 ) -> Proved:
     """
     The model on its device, with the attention that passed the load-time tests, and the adapters
-    in the folders `adapters`, by name.
+    in the folders `adapters`, by name. `expected` is what it must say where the model here is only
+    the part of rank `seat`; all ranks then prove theirs together.
 
     Raises BadInput for a model that must not be served here, with every path that may be taken
     (`Mismatch`: another dtype may hold), or too little memory for it.
@@ -60,7 +65,9 @@ def prove(
     network.train(False).requires_grad_(False)
     with out_of_memory_told(network, device):
         network.to(device)  # type: ignore[arg-type]
-        return _tested(network, engine, dtype, device, max_model_len, on_phase, adapters)
+        return _tested(
+            network, engine, dtype, device, max_model_len, on_phase, adapters, expected, seat
+        )
 
 
 def _tested(
@@ -71,6 +78,8 @@ def _tested(
     max_model_len: int,
     on_phase: OnPhase,
     folders: Mapping[str, Path],
+    expected: Reference | None,
+    seat: Seat | None,
 ) -> Proved:
     on_phase("preparing attention", 0, 0)
     layers = attention_layers(network, max_model_len=max_model_len)
@@ -82,19 +91,24 @@ def _tested(
         layers=shapes,
         terms=[layer.terms for layer in layers],
     )
+    same_everywhere(seat, "attention path", attention.name)
     on_phase("testing the model", 0, 0)
-    expected = reference(network, max_model_len=max_model_len)
+    expected = expected or reference(network, max_model_len=max_model_len)
     adapters = load_adapters(folders, model=network, engine=engine, dtype=dtype)
     adapted = references(adapters, network, max_model_len=max_model_len)
     if device.type == "cpu" and can_pack(dtype):
         pack_linears(network)
         gc.collect()
+
+    def tested(path: AttentionPath) -> float:
+        return _test(network, layers, expected, path, max_model_len=max_model_len)
+
     try:
-        worst = _test(network, layers, expected, attention, max_model_len=max_model_len)
+        worst = settle_together(seat, lambda: tested(attention))
     except Unsupported as error:  # also where the kernel can't be run
         if engine.attention != "auto" or isinstance(attention, Gathered):
             raise
-        worst = _test(network, layers, expected, Gathered(), max_model_len=max_model_len)
+        worst = settle_together(seat, lambda: tested(Gathered()))
         _log.warning(
             "attention by torch's kernels, the %s one does not hold here: %s",
             attention.name,

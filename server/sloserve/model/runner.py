@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,14 @@ from transformers import PreTrainedModel
 from sloserve.engine.runner import Logprobs, ModelFacts, Sampled, StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.model.attention import current_step
-from sloserve.model.batch import Batch, build_batch, kept_tokens
+from sloserve.model.batch import Batch, kept_tokens, lay_out, place
 from sloserve.model.kv import KvCache
 from sloserve.model.sampler import Sampler, describe
 
 if TYPE_CHECKING:
     from sloserve.model.drafting import DraftModel  # they run `forward`, too
     from sloserve.model.lora.adapters import Adapters
+    from sloserve.model.parallel.ranks import Ranks
 
 PROMPT_ROWS = 256
 """Rows of logits that are widened at once for a prompt's logprobs: of a whole chunk that would be
@@ -68,6 +70,9 @@ class TorchRunner:
         self.adapters = adapters
         """What rows may ask for by name (`StepRow.adapter`)."""
         self._forward = forward if adapters is None else adapters.forward
+        self.ranks: Ranks | None = None
+        """The other processes that hold parts of the model, if it is in parts."""
+        self.owns_ranks = True
 
     def step(self, rows: Sequence[StepRow]) -> list[Sampled]:
         """One forward pass over one ragged batch; the outcomes in the order of `rows`."""
@@ -91,12 +96,17 @@ class TorchRunner:
         if self.drafter is not None:
             self.drafter.close()
         del self.model
+        if self.ranks is not None:
+            (self.ranks.close if self.owns_ranks else self.ranks.release)()
 
     def _compute(self, rows: Sequence[StepRow]) -> tuple[Batch, Tensor]:
         """The batch of `rows` and its logits (S, vocabulary)."""
-        batch = build_batch(rows, block_size=self.cache.block_size, device=self.cache.device)
-        start_s = time.perf_counter()
-        logits = self._forward(self.model, batch, self.cache)
+        layout = lay_out(rows, block_size=self.cache.block_size)
+        together = nullcontext() if self.ranks is None else self.ranks.step(layout)
+        with together:
+            batch = place(layout, device=self.cache.device)
+            start_s = time.perf_counter()
+            logits = self._forward(self.model, batch, self.cache)
         self.last_forward_s = time.perf_counter() - start_s
         return batch, logits
 

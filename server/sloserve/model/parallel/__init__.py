@@ -1,0 +1,1 @@
+"""One model over several processes of a machine: who holds what, who tells whom."""
