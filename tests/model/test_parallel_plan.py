@@ -17,7 +17,7 @@ from sloserve.model.parallel.plan import check_model, check_request
 from sloserve.model.parallel.seat import Seat
 from sloserve.model.parallel.wire import packed, unpacked
 from sloserve.model.profile import cache_path
-from sloserve.slo.service import EngineSpec, LoraSpec, ModelSpec
+from sloserve.slo.service import EngineSpec, ModelSpec
 
 SIZES = {
     "vocab_size": 128,
@@ -70,14 +70,14 @@ def test_a_model_that_can_not_be_cut_is_refused_with_the_reason(
 
 
 def test_more_gpus_than_there_are_and_adapters_are_refused(monkeypatch: Any) -> None:
-    check_request(MODEL, PAIR)
+    check_request(PAIR, adapters=())
     with pytest.raises(BadInput, match=r"LoRA adapters .* don't go together yet"):
-        check_request(replace(MODEL, lora=(LoraSpec("polite", "file:///adapter"),)), PAIR)
+        check_request(PAIR, adapters=["polite"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(BadInput, match=r"2 GPUs are asked for and torch sees 1; .*: 1 to 1"):
-        check_request(MODEL, replace(PAIR, device="cuda"))
+        check_request(replace(PAIR, device="cuda"), adapters=())
     with pytest.raises(BadInput, match="2 ranks on CPU where torch sees GPUs"):
-        check_request(MODEL, PAIR)
+        check_request(PAIR, adapters=())
 
 
 def test_a_model_without_a_plan_is_refused_before_any_process_is_started(

@@ -98,6 +98,7 @@ def load_runner(
             config=config,
             model=model,
             engine=engine,
+            adapters=adapters,
             ranks=ranks,
             load=lambda seat: load_runner(
                 path,

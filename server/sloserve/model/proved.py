@@ -94,7 +94,7 @@ def _tested(
     same_everywhere(seat, "attention path", attention.name)
     on_phase("testing the model", 0, 0)
     expected = expected or reference(network, max_model_len=max_model_len)
-    adapters = load_adapters(folders, model=network, engine=engine, dtype=dtype)
+    adapters = load_adapters(folders, model=network, dtype=dtype)
     adapted = references(adapters, network, max_model_len=max_model_len)
     if device.type == "cpu" and can_pack(dtype):
         pack_linears(network)

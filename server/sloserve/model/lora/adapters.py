@@ -23,7 +23,6 @@ from sloserve.model.lora.product import LowRank
 from sloserve.model.lora.step import Layout, adapted_step
 from sloserve.model.lora.weights import Adapter, Factors, read_adapter
 from sloserve.model.runner import forward
-from sloserve.slo.service import EngineSpec
 
 NO_ADAPTERS: Mapping[str, Path] = MappingProxyType({})
 
@@ -121,7 +120,7 @@ class Adapters:
 
 
 def load_adapters(
-    folders: Mapping[str, Path], *, model: PreTrainedModel, engine: EngineSpec, dtype: torch.dtype
+    folders: Mapping[str, Path], *, model: PreTrainedModel, dtype: torch.dtype
 ) -> Adapters | None:
     """
     The adapters in `folders`, by the names of requests; None when there are none.
@@ -130,13 +129,6 @@ def load_adapters(
     """
     if not folders:
         return None
-    if engine.tensor_parallel_size > 1:
-        raise BadInput(
-            f"adapters over a model on {engine.tensor_parallel_size} devices "
-            "(engine.tensorParallelSize) are not served: their factors would have to be cut like "
-            "the layers. Take 1 device, or merge an adapter into the model",
-            field=FIELD,
-        )
     return Adapters(
         [
             read_adapter(folder, name=name, model=model, dtype=dtype)

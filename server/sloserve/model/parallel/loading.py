@@ -1,7 +1,7 @@
 """Loading one model over several ranks, as rank 0 does it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,6 +40,7 @@ def load_over_ranks(
     config: PreTrainedConfig,
     model: ModelSpec,
     engine: EngineSpec,
+    adapters: Collection[str],
     load: Callable[[Seat], "TorchRunner"],
     ranks: Ranks | None = None,
 ) -> "TorchRunner":
@@ -49,7 +50,7 @@ def load_over_ranks(
     `load` loads this rank's part. Starts the other ranks, or uses `ranks`, which then stay when
     the runner is closed. Raises what any rank raises, after ending all.
     """
-    check_request(model, engine)
+    check_request(engine, adapters=adapters)
     size = engine.tensor_parallel_size
     check_model(config, size=size)
     own = ranks is None

@@ -1,7 +1,7 @@
 """Whether a model can be shared out over ranks, by the plan that transformers gives its family."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from sloserve.errors import BadInput
-from sloserve.slo.service import EngineSpec, ModelSpec
+from sloserve.slo.service import EngineSpec
 
 FIELD = "engine.tensorParallelSize"
 
@@ -32,8 +32,8 @@ def generic(name: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
-def check_request(model: ModelSpec, engine: EngineSpec) -> None:
-    """Refuse what this machine, or the rest of the manifest, rules out. Raises BadInput."""
+def check_request(engine: EngineSpec, *, adapters: Collection[str]) -> None:
+    """Refuse what this machine, or `adapters` over the model, rule out. Raises BadInput."""
     size = engine.tensor_parallel_size
     if find_spec("transformers.distributed.tensor_parallel") is None:
         raise BadInput(
@@ -43,10 +43,10 @@ def check_request(model: ModelSpec, engine: EngineSpec) -> None:
         )
     if not torch.distributed.is_available():
         raise BadInput("this build of torch has no torch.distributed; allowed here: 1", field=FIELD)
-    if model.lora:
+    if adapters:
         raise BadInput(
             f"{size} ranks and LoRA adapters (model.lora) don't go together yet: an adapter's "
-            "matrices are not cut as the plan cuts the model's. Take one of them",
+            "matrices are not cut as the plan cuts the model's. Take 1, or merge one into it",
             field=FIELD,
         )
     num_seen = torch.cuda.device_count()
