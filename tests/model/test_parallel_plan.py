@@ -1,5 +1,6 @@
 """What can't be shared out over ranks is refused with the reason, before anything is loaded."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +88,21 @@ def test_a_model_without_a_plan_is_refused_before_any_process_is_started(
     folder = a_folder(a_config("opt", ffn_dim=48, word_embed_proj_dim=32))
     with pytest.raises(BadInput, match="no tensor parallel plan for OPTForCausalLM"):
         load_runner(folder, model=MODEL, engine=PAIR)
+
+
+@pytest.mark.parametrize("method", ["fp8", "mxfp4"])
+def test_a_quantised_checkpoint_is_refused_before_any_process_is_started(
+    method: str, a_folder: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("sloserve.model.parallel.loading.Ranks", None)
+    folder = a_folder(a_config("llama"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method}
+    (folder / "config.json").write_text(json.dumps(config))
+    said = r"checkpoint is quantised, .* not cut into 2 parts yet; take 1, or .* in bfloat16"
+    with pytest.raises(BadInput, match=said) as caught:
+        load_runner(folder, model=MODEL, engine=PAIR)
+    assert caught.value.field == "engine.tensorParallelSize"
 
 
 def test_the_other_ranks_compute_the_batch_that_rank_0_computes() -> None:

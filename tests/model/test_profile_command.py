@@ -1,16 +1,24 @@
 """`sloserve profile`: a real model on this machine, and what is refused before one is loaded."""
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from sloserve.engine.clock import VirtualClock
+from sloserve.engine.runner import ModelFacts
+from sloserve.engine.sim import SimRunner
 from sloserve.errors import BadInput, NotFound
+from sloserve.frontend import loading
+from sloserve.model import profile_command
 from sloserve.model.load import load_runner
 from sloserve.model.profile import Grid, measure
-from sloserve.model.profile_command import print_profile, run_profile
+from sloserve.model.profile_command import print_profile, profile_model, run_profile
 from sloserve.model.sources import resolve_source
-from sloserve.perf import BatchKind, load_profile, save_profile
+from sloserve.perf import BatchKind, StepModel, load_profile, save_profile
 from sloserve.slo.flags import with_flags
 
 SMALL = Grid(
@@ -57,6 +65,36 @@ def test_the_model_that_ships_can_be_measured(
     shown = capsys.readouterr().out
     assert "one decode at 256 tokens" in shown
     assert all(kind in shown for kind in ("decode", "prefill", "mixed", "all"))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_replica_finds_what_the_command_has_measured(
+    num_ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOSERVE_CACHE", str(tmp_path))
+    spec = with_flags(None, arguments(model="builtin://tiny", threads=6))
+    spec = replace(spec, engine=replace(spec.engine, tensor_parallel_size=num_ranks))
+    facts = ModelFacts(
+        name="m", vocab_size=256, max_model_len=8192, eos_ids=(0,), block_size=16,
+        num_blocks=8192, kv_bytes_per_token=1024, dtype="float32", device="cpu",
+        hardware="a simulated CPU", tensor_parallel_size=num_ranks,
+    )  # fmt: skip
+    clock = VirtualClock()
+    step = StepModel(w=0.004, a0=2e-5, c1=0.0025, a1=6e-5, b=8e-8, d=5e-9)
+    runner = SimRunner(step, facts, clock)
+
+    def load(*args: object, **given: object) -> SimRunner:
+        torch.set_num_threads(6 // num_ranks)  # as loading does: those of this rank
+        return runner
+
+    monkeypatch.setattr(profile_command, "load_runner", load)
+    monkeypatch.setattr(profile_command, "measure", partial(measure, clock=clock.now_s))
+    profile, path = profile_model(spec)
+    assert list((tmp_path / "profiles").iterdir()) == [path]
+    measured_s = clock.now_s()
+    assert loading._measured(spec, runner, lambda phase, done, total: None) == profile
+    assert clock.now_s() == measured_s  # nothing was measured again
+    assert profile.threads == 6
 
 
 def test_a_simulated_model_has_nothing_to_measure() -> None:

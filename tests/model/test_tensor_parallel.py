@@ -1,9 +1,10 @@
 """One model over two processes says what the whole model says, and its end is told."""
 
+import os
 import random
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sloserve.model.drafting import DraftModel
 from sloserve.model.gathered import Gathered
 from sloserve.model.kv import KvCache
 from sloserve.model.load import load_runner
+from sloserve.model.parallel import loading
 from sloserve.model.parallel import ranks as ranks_module
 from sloserve.model.parallel.ranks import Ranks
 from sloserve.model.structure import attention_layers, use_attention
@@ -50,8 +52,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2": ("qwen2", {}),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "qwen3-moe": (
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "mlp_only_layers": [1],
+        },
+    ),
     "phi3": ("phi3", {}),  # every rank attends with all heads
 }
+UNLUCKY = """
+import sys
+from sloserve.model import load
+from sloserve.model.parallel import worker
+
+def fails(*args, **given):
+    raise OSError("the disk of this rank is gone")
+
+load.load_runner = fails
+sys.exit(worker.main(sys.argv[1:]))
+"""
 MODEL = ModelSpec(source="file:///model", served_name="m")
 ENGINE = EngineSpec(threads=2, dtype="float32", kv_bytes=2_000_000, tensor_parallel_size=2)
 
@@ -227,6 +250,29 @@ def test_a_process_that_does_not_start_is_told_and_not_waited_for(
     monkeypatch.setattr(ranks_module, "BLAME_S", 30.0)
     with pytest.raises(Failed, match=r"rank 1 of 2 \(process \d+\) ended with code 1"):
         load_runner(folder, model=MODEL, engine=ENGINE)
+
+
+def test_a_load_that_fails_on_rank_1_is_told_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unlucky_worker.py").write_text(UNLUCKY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(ranks_module, "WORKER", "unlucky_worker")
+    monkeypatch.setattr(ranks_module, "BLAME_S", 30.0)  # however slow this machine is
+    started = list[Ranks]()
+
+    def recorded(*args: Any, **given: Any) -> Ranks:
+        started.append(Ranks(*args, **given))
+        return started[-1]
+
+    monkeypatch.setattr(loading, "Ranks", recorded)
+    model = replace(MODEL, load_timeout_s=86_400.0)  # whoever waits for rank 1 waits for long
+    folder = saved(a_config("llama"), tmp_path / "model")
+    with pytest.raises(Failed, match=r"^rank 1: OSError: the disk of this rank is gone$"):
+        load_runner(folder, model=model, engine=ENGINE)
+    (ranks,) = started
+    ranks._others[0].process.wait(30)
+    assert not ranks._folder.exists()
 
 
 def test_a_rank_that_is_killed_ends_every_step_with_its_name(

@@ -139,14 +139,10 @@ def _measured(spec: ServiceSpec, runner: Runner, on_phase: OnPhase) -> Profile:
     A machine too busy to measure on is measured twice; what is doubtful then still serves (the
     online correction mends it), but is not kept.
     """
-    from sloserve.model.hardware import num_cores
-    from sloserve.model.profile import cache_path, cached_profile, measure
+    from sloserve.model.profile import cache_path, cached_profile, measure, profile_key
 
     facts = runner.facts
-    threads = (spec.engine.threads or num_cores()) if facts.device == "cpu" else 0
-    model = f"{spec.model.source}@{spec.model.revision}"
-    if draft_source := draft_model(spec):
-        model += f" drafted by {draft_source}"
+    model, threads = profile_key(spec, facts, drafter=draft_model(spec))
     cached = cached_profile(facts, model=model, threads=threads)
     if cached is not None:
         return cached

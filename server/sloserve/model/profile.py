@@ -21,9 +21,10 @@ from pathlib import Path
 from sloserve.engine.runner import ModelFacts, Runner, StepRow
 from sloserve.engine.sampling import SamplingParams
 from sloserve.errors import BadInput, SloserveError
+from sloserve.model import hardware
 from sloserve.perf import BadFit, Profile, Sample, fit, load_profile, sample_of
 from sloserve.perf.fit import MAX_MAPE, MAX_P95
-from sloserve.slo.service import ModelSpec
+from sloserve.slo.service import ServiceSpec
 
 MIN_BATCHES = 12
 DRAFTS = (1, 4)
@@ -288,9 +289,19 @@ def _rows(shape: Shape, *, facts: ModelFacts, sampling: SamplingParams) -> list[
     return rows
 
 
-def model_key(model: ModelSpec) -> str:
-    """The model as profiles name it: source and revision."""
-    return f"{model.source}@{model.revision}"
+def profile_key(spec: ServiceSpec, facts: ModelFacts, *, drafter: str = "") -> tuple[str, int]:
+    """
+    The model and the compute threads as profiles name them, by whoever writes or looks for one.
+
+    The model: source, revision and the source of its `drafter`, if there is one. Threads: those
+    that the replica was given, all ranks' together (torch's own count is one rank's); 0 where
+    they mean nothing.
+    """
+    model = f"{spec.model.source}@{spec.model.revision}"
+    if drafter:
+        model += f" drafted by {drafter}"
+    threads = spec.engine.threads or hardware.num_cores()
+    return model, threads if facts.device == "cpu" else 0
 
 
 def cache_folder(kind: str = "profiles") -> Path:

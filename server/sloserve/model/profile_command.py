@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 import yaml
 from rich.console import Console
 from rich.progress import Progress
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from sloserve.errors import BadInput, NotFound
 from sloserve.model.load import load_runner
-from sloserve.model.profile import FULL, QUICK, OnProgress, cache_path, measure, model_key
+from sloserve.model.profile import FULL, QUICK, OnProgress, cache_path, measure, profile_key
 from sloserve.model.sources import resolve_source
 from sloserve.perf import Profile, save_profile
 from sloserve.slo.flags import with_flags
@@ -51,24 +50,19 @@ def profile_model(
     console.print(f"loading {spec.model.source}", highlight=False)
     runner = load_runner(path, model=spec.model, engine=spec.engine)
     facts = runner.facts
-    threads = num_threads(facts.device)
+    model, threads = profile_key(spec, facts)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         profile = measure(
             runner,
-            model=model_key(spec.model),
+            model=model,
             threads=threads,
             grid=FULL if full else QUICK,
             on_progress=_shown(progress),
         )
     runner.close()
-    target = output or cache_path(facts, model=profile.model, threads=threads)
+    target = output or cache_path(facts, model=model, threads=threads)
     save_profile(profile, target)
     return profile, target
-
-
-def num_threads(device: str) -> int:
-    """Compute threads as a profile counts them: torch's on a CPU, 0 elsewhere."""
-    return torch.get_num_threads() if device == "cpu" else 0
 
 
 def print_profile(profile: Profile, path: Path) -> None:
