@@ -1,49 +1,30 @@
-"""One model over two processes says what the whole model says, and its end is told."""
+"""One model over two processes says what the whole model says."""
 
-import os
 import random
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from tests.model.parted import ENGINE, MODEL, VOCABULARY, a_config, saved
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM
 
 from sloserve.engine.ngram import NgramDrafter
 from sloserve.engine.sampling import SamplingParams
 from sloserve.engine.tokenizer import ByteTokenizer
-from sloserve.errors import Failed
 from sloserve.grammar.compiler import Compiler, Vocabulary
 from sloserve.grammar.constraint import Constraint, Kind
 from sloserve.model.drafting import DraftModel
 from sloserve.model.gathered import Gathered
 from sloserve.model.kv import KvCache
 from sloserve.model.load import load_runner
-from sloserve.model.parallel import loading
-from sloserve.model.parallel import ranks as ranks_module
 from sloserve.model.parallel.ranks import Ranks
 from sloserve.model.structure import attention_layers, use_attention
 from sloserve.scheduler import RunnerDrafts, Speculating
-from sloserve.slo.service import EngineSpec, ModelSpec
 
 TOLERANCE = 1e-4
-VOCABULARY = 261  # odd: the ranks' parts of it are not equal
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 256,
-}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied-biased": (
@@ -64,19 +45,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("phi3", {}),  # every rank attends with all heads
 }
-UNLUCKY = """
-import sys
-from sloserve.model import load
-from sloserve.model.parallel import worker
-
-def fails(*args, **given):
-    raise OSError("the disk of this rank is gone")
-
-load.load_runner = fails
-sys.exit(worker.main(sys.argv[1:]))
-"""
-MODEL = ModelSpec(source="file:///model", served_name="m")
-ENGINE = EngineSpec(threads=2, dtype="float32", kv_bytes=2_000_000, tensor_parallel_size=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +69,6 @@ class Pair:
             return_dict_in_generate=True,
         )
         return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits)
-
-
-def a_config(kind: str, **changes: Any) -> PreTrainedConfig:
-    config: PreTrainedConfig = CONFIG_MAPPING[kind](**{**SIZES, **changes})
-    return config
-
-
-def saved(config: PreTrainedConfig, folder: Path) -> Path:
-    """Random weights large enough that every part of every layer matters."""
-    torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, 0.5 if "embed" in name else 0.12)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -240,62 +189,3 @@ def test_a_grammar_is_followed_with_and_without_drafts(
         matcher.accept(token)
     assert not matcher.failure
     assert 7 <= len(texts[0].split()) <= 9
-
-
-def test_a_process_that_does_not_start_is_told_and_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = saved(a_config("llama"), tmp_path)
-    monkeypatch.setattr(ranks_module, "WORKER", "sloserve.nothing_of_this_name")
-    monkeypatch.setattr(ranks_module, "BLAME_S", 30.0)
-    with pytest.raises(Failed, match=r"rank 1 of 2 \(process \d+\) ended with code 1"):
-        load_runner(folder, model=MODEL, engine=ENGINE)
-
-
-def test_a_load_that_fails_on_rank_1_is_told_and_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "unlucky_worker.py").write_text(UNLUCKY)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(ranks_module, "WORKER", "unlucky_worker")
-    monkeypatch.setattr(ranks_module, "BLAME_S", 30.0)  # however slow this machine is
-    started = list[Ranks]()
-
-    def recorded(*args: Any, **given: Any) -> Ranks:
-        started.append(Ranks(*args, **given))
-        return started[-1]
-
-    monkeypatch.setattr(loading, "Ranks", recorded)
-    model = replace(MODEL, load_timeout_s=86_400.0)  # whoever waits for rank 1 waits for long
-    folder = saved(a_config("llama"), tmp_path / "model")
-    with pytest.raises(Failed, match=r"^rank 1: OSError: the disk of this rank is gone$"):
-        load_runner(folder, model=model, engine=ENGINE)
-    (ranks,) = started
-    ranks._others[0].process.wait(30)
-    assert not ranks._folder.exists()
-
-
-def test_a_rank_that_is_killed_ends_every_step_with_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a_talk: Any, a_driver: Any
-) -> None:
-    monkeypatch.setattr(ranks_module, "BLAME_S", 30.0)  # however slow this machine is
-    runner = load_runner(saved(a_config("llama"), tmp_path), model=MODEL, engine=ENGINE)
-    ranks = runner.ranks
-    assert ranks is not None
-    lost, heard = threading.Event(), list[str]()
-
-    def hear(why: str) -> None:
-        heard.append(why)
-        lost.set()
-
-    ranks.on_lost(hear)
-    talk = a_talk([5, 6, 7], num_output=2)
-    a_driver(runner).run(talk)
-    ranks._others[0].process.kill()
-    with pytest.raises(Failed, match=r"rank 1 of 2 \(process \d+\) was killed by signal 9"):
-        a_driver(runner).run(a_talk([5, 6, 7], num_output=2))
-    assert lost.wait(30)
-    assert "this replica can't go on" in heard[0]
-    with pytest.raises(Failed, match="was killed by signal 9"):
-        a_driver(runner).run(a_talk([5, 6, 7], num_output=2))
-    runner.close()
