@@ -49,7 +49,12 @@ FLAGS = (
     Flag("--load-timeout", ("model", "loadTimeout"), "time that loading may take, as 30m"),
     Flag("--device", ("engine", "device"), "cpu or cuda"),
     Flag("--dtype", ("engine", "dtype"), "auto, float32, bfloat16 or float16"),
-    Flag("--tensor-parallel-size", ("engine", "tensorParallelSize"), "GPUs per replica", "number"),
+    Flag(
+        "--tensor-parallel-size",
+        ("engine", "tensorParallelSize"),
+        "GPUs per replica (processes on a CPU)",
+        "number",
+    ),
     Flag(
         "--kv-memory-fraction",
         ("engine", "kvCache", "memoryFraction"),

@@ -76,7 +76,7 @@ class EngineSpec:
     dtype: str = "auto"
     """`auto`, `float32`, `bfloat16` or `float16`; auto: what the device runs well."""
     tensor_parallel_size: int = 1
-    """GPUs per replica."""
+    """Processes of a replica that compute its model together: one GPU each, or part of the CPU."""
     kv_memory_fraction: float = 0.9
     """Share (0..1) of the device's memory that weights and KV cache may fill together."""
     kv_bytes: int | None = None
