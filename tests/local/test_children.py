@@ -32,7 +32,7 @@ def launch(tmp_path: Path) -> Callable[[str], Launch]:
 
 
 async def came_up(child: Child) -> None:
-    while child.last_words() != "up":
+    while child.last_words() != "up" or child.pid is None:  # it may be quicker than we know of it
         await asyncio.sleep(0.01)
 
 
