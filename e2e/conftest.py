@@ -16,6 +16,7 @@ KUBECONFIG names the cluster; without it every story is skipped. Variables, all 
     PROMETHEUS       the program, for that story
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -203,8 +204,19 @@ class Release:
             self.kubectl("rollout", "status", self.operator, "--timeout=120s")
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """
+    Of all workers of this run, only one is in the block. Helm looks what is there before it
+    installs: of two that find no CRD at the same time one fails.
+    """
+    with (folder / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
-def release(cluster: Kubectl) -> Iterator[Release]:
+def release(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The chart, installed as the README says, with every namespace restricted."""
     name = os.environ.get("E2E_RELEASE") or (f"e2e-{WORKER}" if WORKER else "sloserve")
     namespace = "sloserve-system" if name == "sloserve" else f"sloserve-{name}"
@@ -212,10 +224,12 @@ def release(cluster: Kubectl) -> Iterator[Release]:
     tag = os.environ.get("E2E_TAG") or version
     made = Release(find_program("helm"), name, cluster.within(namespace), tag)
     keep = bool(os.environ.get("E2E_KEEP"))
+    until(lambda: not leaving(cluster, namespace), f"an earlier run's {namespace} is gone")
     if not cluster.get("namespace", namespace):
         make_namespace(cluster, namespace)
     if not keep or name not in made.helm("list", "--short").split():
-        made.install()
+        with one_at_a_time(tmp_path_factory.getbasetemp().parent):
+            made.install()
     cluster("wait", "--for=condition=Established", CRD, "--timeout=60s")
     yield made
     if not keep:
@@ -224,6 +238,12 @@ def release(cluster: Kubectl) -> Iterator[Release]:
         if name == "sloserve":
             cluster("delete", CRD)
         cluster("delete", "namespace", namespace, "--wait=false")
+
+
+def leaving(cluster: Kubectl, namespace: str) -> bool:
+    """Whether a namespace is on its way out: nothing can be made in it."""
+    found = cluster.get("namespace", namespace)
+    return found is not None and "deletionTimestamp" in found["metadata"]
 
 
 @pytest.fixture
