@@ -264,14 +264,15 @@ def _arguments() -> argparse.Namespace:
         return parse
 
     parser.add_argument("--loads", type=listed(list(LOADS)), default=list(LOADS))
-    parser.add_argument("--texts", type=listed(TEXTS), default=list(TEXTS))
+    parser.add_argument("--texts", type=listed(TEXTS), help="all; copying-0 with --real")
     parser.add_argument("--machine", choices=list(PROFILES), default="now")
     parser.add_argument("--windows", type=float, default=120.0, help="seconds each (120)")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--real", action="store_true", help="a few windows of real time instead")
+    parser.add_argument("--real", action="store_true", help="measure some of it instead")
     parser.add_argument("--threads", type=int, default=1, help="of the forward pass (--real)")
-    parser.add_argument("--rate", type=float, help="requests/s of --real (default: predicted)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.texts = args.texts or (["copying-0"] if args.real else list(TEXTS))
+    return args
 
 
 if __name__ == "__main__":

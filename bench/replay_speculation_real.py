@@ -1,15 +1,15 @@
 """
-The most telling points of bench.replay_speculation in real time: `--real`.
+The most telling part of bench.replay_speculation in real time: `--real`.
 
-    python -m bench.replay_speculation --real [--rate R]        about 20 minutes, a quiet machine
+    python -m bench.replay_speculation --real [--texts copying-0]     about 25 quiet minutes
 
-Windows of two minutes of the conversation trace against one real replica and gateway, all at one
-rate: `fcfs`, `sloserve` without drafts and by need, in turn, twice, with prompts that say a passage
-over and over; then `sloserve` without and by need on the replay's own prompts (random words).
-Answers are greedy. First `sloserve profile` measures step times; the rate, unless given, is RATE of
-the capacity that the simulator predicts with them for `sloserve` without drafts. Windows are kept
-in bench/results/speculation/real/: started again, it goes on where it was. At the end step times
-are fitted on what these windows took, and each is simulated with the same arrivals.
+Capacity at 90 % on the conversation trace of one real replica behind a gateway: `fcfs`, `sloserve`
+without drafts and by need, with prompts that say a passage over and over (`copying-0`) or are the
+replay's own random words (`trace-0`); answers are greedy. First `sloserve profile` measures step
+times; each policy begins at RATE of the capacity that the simulator predicts with them, and goes up
+or down until its capacity is bracketed. The ways take turns, window by window of two minutes.
+Windows are kept in bench/results/speculation/real/: started again, it goes on where it was. At the
+end step times are fitted on what these windows took, and each is simulated with the same arrivals.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from sloserve.load.options import read_service, targets_of
 from sloserve.load.records import judge
 from sloserve.load.report import Window, provenance, write_json
 from sloserve.load.summary import ALL, summarise
+from sloserve.load.sweep import Search, crossing
 from sloserve.perf import Sample, load_profile
 from sloserve.simulate.acceptance import read_acceptance
 from sloserve.simulate.drafts import PROPOSE_US
@@ -48,6 +49,10 @@ RESULTS = HERE / "results" / "speculation" / "real"
 LOAD = "conversation"
 RATE = 0.8
 """Of the predicted capacity: steps of an idle process are shorter than those of a busy one."""
+BRACKET = 0.25
+"""How far apart the rates are that a capacity lies between; there a line joins the two points."""
+WAYS = (("fcfs", "Never"), ("sloserve", "Never"), ("sloserve", "Auto"))
+TEXTS = ("copying-0", "trace-0")
 PASSAGE = 40
 DRAIN_S = 60.0
 SAMPLES = 300
@@ -57,18 +62,21 @@ DRAFTS = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
-    """One window."""
+class Way:
+    """Prompts, a policy, and who gets drafts."""
 
     text: str
     policy: str
     mode: str
-    repeat: int
 
     @property
     def name(self) -> str:
-        """Of its file."""
-        return f"{self.text}-{self.policy}-{self.mode}-{self.repeat}"
+        """Of its files."""
+        return f"{self.text}-{self.policy}-{self.mode}"
+
+
+Result = dict[str, Any]
+Measure = Callable[[Way, float], Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +97,28 @@ class Copying(Prompts):
         return json.dumps(fields, separators=(",", ":")).encode()
 
 
-def windows_of(repeats: int) -> list[Played]:
-    """Ways take turns; every second repeat goes the other way round."""
-    ways = (("fcfs", "Never"), ("sloserve", "Never"), ("sloserve", "Auto"))
-    found: list[Played] = []
-    for repeat in range(repeats):
-        for policy, mode in ways if repeat % 2 == 0 else ways[::-1]:
-            found.append(Played("copying", policy, mode, repeat))
-    return [*found, *(Played("trace", policy, mode, 0) for policy, mode in ways[1:])]
+def take_turns(
+    ways: Sequence[Way], starts: Sequence[float], measure: Measure
+) -> list[tuple[Way, list[Result]]]:
+    """One window of each way after the other, until every capacity is bracketed (or given up)."""
+    searches = [Search(start, TARGET, tolerance=BRACKET, confirm=False) for start in starts]
+    found: list[tuple[Way, list[Result]]] = [(way, []) for way in ways]
+    while True:
+        open_ways = 0
+        for search, (way, results) in zip(searches, found, strict=True):
+            if (rate := search.next_rate()) is None:
+                continue
+            open_ways += 1
+            results.append(measure(way, round(rate, 2)))
+            search.tell(rate, results[-1]["measured"]["classes"][ALL]["attainment"])
+        if not open_ways:
+            return found
+
+
+def capacity(results: Sequence[Result], which: str) -> float | None:
+    """Requests/s really offered where attainment falls through the target."""
+    windows = [result[which] for result in results]
+    return crossing({w["rate"]: w["classes"][ALL]["attainment"] for w in windows}, TARGET)
 
 
 def play(args: argparse.Namespace, console: Console) -> int:
@@ -107,52 +129,69 @@ def play(args: argparse.Namespace, console: Console) -> int:
         words = ["profile", "--model", "builtin://tiny", "--threads", str(args.threads)]
         words += ["--kv-size", "1Gi", "--output", str(profile)]
         subprocess.run([sys.executable, "-m", "sloserve.cli", *words], check=True)
-    rate = args.rate or _rate(profile, args.windows)
-    played = windows_of(args.repeats)
-    console.print(f"{len(played)} windows of {args.windows:g} s at {rate:g} requests/s")
-    for one in played:
-        path = RESULTS / f"{one.name}.json"
-        key = {"rate": rate, "windows": args.windows, "threads": args.threads} | asdict(one)
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["key"] == key:
-            continue
-        result = asyncio.run(_window(one, args, rate=rate, profile=profile))
-        write_json(path, {"key": key, "made": provenance()} | result)
-        console.print(_line(one, result), highlight=False)
-    _simulate(played, args, rate=rate, quick=profile)
-    lines = table([(one, json.loads((RESULTS / f"{one.name}.json").read_text())) for one in played])
+    starts = {policy: _start(policy, profile, args.windows) for policy, _ in WAYS}
+
+    def measure(way: Way, rate: float) -> Result:
+        path = RESULTS / f"{way.name}-{rate:.2f}.json"
+        key = {"windows": args.windows, "threads": args.threads, "rate": rate} | asdict(way)
+        if path.exists():
+            kept: Result = json.loads(path.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                return kept
+        window = asyncio.run(_window(way, args, rate=rate, profile=profile))
+        result: Result = {"key": key, "made": provenance()} | window
+        write_json(path, result)
+        console.print(_line(way, result), highlight=False)
+        return result
+
+    texts = [text for text in args.texts if text in TEXTS]
+    ways = [Way(text, policy, mode) for text in texts for policy, mode in WAYS]
+    found = take_turns(ways, [starts[way.policy] for way in ways], measure)
+    _simulate(found, args, quick=profile)
+    lines = table(found)
     (RESULTS / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
-def table(played: Sequence[tuple[Played, dict[str, Any]]]) -> list[str]:
-    """Every window, measured and simulated."""
-    classes = sorted(name for name in played[0][1]["measured"]["classes"] if name != ALL)
-    lines = [
-        "| prompts | policy, speculation | kept | simulated | goodput | "
+def table(found: Sequence[tuple[Way, list[Result]]]) -> list[str]:
+    """Capacities, then every window, measured and simulated."""
+    lines = ["| prompts | policy, speculation | capacity, requests/s | simulated |"]
+    lines.append("| --- " * 4 + "|")
+    for way, results in found:
+        shown = [capacity(results, which) for which in ("measured", "simulated")]
+        told = ["not bracketed" if rate is None else f"{rate:.2f}" for rate in shown]
+        lines.append(f"| {way.text} | {way.policy}, {way.mode} | {' | '.join(told)} |")
+    classes = sorted(n for n in found[0][1][0]["measured"]["classes"] if n != ALL)
+    lines += [
+        "",
+        "| prompts | policy, speculation | requests/s | kept | simulated | goodput | "
         + " | ".join(f"{name}: goodput" for name in classes)
         + " | drafts right | tokens/s | TPOT p50, ms | the client |",
-        "| --- " * (len(classes) + 9) + "|",
+        "| --- " * (len(classes) + 10) + "|",
     ]
-    for one, result in played:
-        rows = result["measured"]["classes"]
-        row, drafts = rows[ALL], result["drafts"]
-        drafted = drafts["accepted"] + drafts["rejected"]
-        simulated = result.get("simulated")
-        cells = [
-            one.text,
-            f"{one.policy}, {one.mode}",
-            f"{row['attainment']:.1%}",
-            "-" if simulated is None else f"{simulated['classes'][ALL]['attainment']:.1%}",
-            f"{row['goodput']:.2f}",
-            *(f"{rows[name]['goodput']:.2f}" if name in rows else "-" for name in classes),
-            f"{drafts['accepted'] / drafted:.2f} of {drafted}" if drafted else "",
-            f"{row['output_rate']:.0f}",
-            "-" if row["tpot"]["p50"] is None else f"{row['tpot']['p50'] * 1000:.1f}",
-            result["measured"]["facts"]["client"]["bottleneck"] or "kept up",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    rows = [(way, result) for way, results in found for result in results]
+    rows.sort(key=lambda row: (row[0].name, row[1]["measured"]["rate"]))
+    return lines + [_row(way, result, classes) for way, result in rows]
+
+
+def _row(way: Way, result: Result, names: Sequence[str]) -> str:
+    rows, drafts = result["measured"]["classes"], result["drafts"]
+    row, drafted = rows[ALL], drafts["accepted"] + drafts["rejected"]
+    cells = [
+        way.text,
+        f"{way.policy}, {way.mode}",
+        f"{result['measured']['rate']:.2f}",
+        f"{row['attainment']:.1%}",
+        f"{result['simulated']['classes'][ALL]['attainment']:.1%}",
+        f"{row['goodput']:.2f}",
+        *(f"{rows[name]['goodput']:.2f}" if name in rows else "-" for name in names),
+        f"{drafts['accepted'] / drafted:.2f} of {drafted}" if drafted else "",
+        f"{row['output_rate']:.0f}",
+        "-" if row["tpot"]["p50"] is None else f"{row['tpot']['p50'] * 1000:.1f}",
+        result["measured"]["facts"]["client"]["bottleneck"] or "kept up",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _setting(policy: str) -> str:
@@ -161,7 +200,7 @@ def _setting(policy: str) -> str:
     return next(p.setting for p in plans if (p.load, p.policy) == (LOAD, policy))
 
 
-def _rate(profile: Path, windows_s: float) -> float:
+def _start(policy: str, profile: Path, windows_s: float) -> float:
     scenario = scenario_of(
         LOAD,
         manifest=TARGETS,
@@ -170,30 +209,32 @@ def _rate(profile: Path, windows_s: float) -> float:
         duration_s=windows_s,
     )
     found = find_capacity(
-        with_setting(scenario, "sloserve"), target=TARGET, tolerance=0.05, start=3.0, repeats=2
+        with_setting(scenario, _setting(policy)),
+        target=TARGET,
+        tolerance=0.05,
+        start=3.0,
+        repeats=2,
     )
     return round(RATE * found.rate, 2)
 
 
-async def _window(
-    one: Played, args: argparse.Namespace, *, rate: float, profile: Path
-) -> dict[str, Any]:
+async def _window(way: Way, args: argparse.Namespace, *, rate: float, profile: Path) -> Result:
     spec = read_service(TARGETS)
     classes = {c.name: c for c in spec.classes}
     options = options_of(LOAD, spec=spec, duration_s=args.windows)
     trace = options.prepare(classes, default_class=spec.default_class)
-    load = options.window(trace, rate=rate, repeat=one.repeat)
+    load = options.window(trace, rate=rate, repeat=0)
     async with serving(
         TARGETS,
-        policy=_setting(one.policy),
+        policy=_setting(way.policy),
         profile=profile,
         threads=args.threads,
-        log=RESULTS / "logs" / f"{one.name}.log",
-        more=("--speculation", one.mode),
+        log=RESULTS / "logs" / f"{way.name}-{rate:.2f}.log",
+        more=("--speculation", way.mode),
     ) as service:
         endpoint = Endpoint(service.url, spec.model.served_name)
         prompts = await examine(service.session, endpoint, seed=options.seed)
-        if one.text == "copying":
+        if way.text == "copying-0":
             prompts = Copying(
                 await _text(service, spec.model.served_name),
                 0.0,
@@ -215,7 +256,7 @@ async def _window(
     window = Window(
         rate=len(load) / load.duration_s,
         duration_s=load.duration_s,
-        policy=f"{one.policy}, {one.mode}",
+        policy=f"{way.policy}, {way.mode}",
         classes=summarise(
             [judge(r) for r in records], duration_s=load.duration_s, targets=targets_of(classes)
         ),
@@ -252,12 +293,12 @@ async def _drafts(service: Running) -> dict[str, int]:
 
 
 def _simulate(
-    played: Sequence[Played], args: argparse.Namespace, *, rate: float, quick: Path
+    found: Sequence[tuple[Way, list[Result]]], args: argparse.Namespace, *, quick: Path
 ) -> None:
     """Every window with the step times of all, and drafts as they were recorded."""
-    paths = [RESULTS / f"{one.name}.json" for one in played]
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    spells = [[Sample(*row) for row in result["steps"]] for result in results]
+    spells = [
+        [Sample(*row) for row in result["steps"]] for _, results in found for result in results
+    ]
     profile, host = RESULTS / "profile-served.json", RESULTS / "host-served.json"
     way_s = load_host(REPLAY / "host-served.json").way_in_s * 2
     steps = [sample for spell in spells for sample in spell]
@@ -269,16 +310,18 @@ def _simulate(
         host=load_host(host),
         duration_s=args.windows,
     )
-    for one, path, result in zip(played, paths, results, strict=True):
+    for way, results in found:
         settings = scenario.settings
-        if one.mode == "Auto":
-            acceptance = read_acceptance(ACCEPTANCE / f"{one.text}-0.json")
+        if way.mode == "Auto":
+            acceptance = read_acceptance(ACCEPTANCE / f"{way.text}.json")
             settings = replace(settings, acceptance=acceptance, propose_s=PROPOSE_US * 1e-6)
-        setting = with_setting(replace(scenario, settings=settings), _setting(one.policy))
-        window = setting.window(rate, repeat=one.repeat)
-        write_json(path, result | {"simulated": window.to_dict()})
+        setting = with_setting(replace(scenario, settings=settings), _setting(way.policy))
+        for result in results:
+            rate = result["key"]["rate"]
+            result["simulated"] = setting.window(rate, repeat=0).to_dict()
+            write_json(RESULTS / f"{way.name}-{rate:.2f}.json", result)
 
 
-def _line(one: Played, result: dict[str, Any]) -> str:
-    row = result["measured"]["classes"][ALL]
-    return f"{one.name}: {row['attainment']:.1%} kept, goodput {row['goodput']:.2f}"
+def _line(way: Way, result: Result) -> str:
+    row, rate = result["measured"]["classes"][ALL], result["measured"]["rate"]
+    return f"{way.name} at {rate:.2f}: {row['attainment']:.1%} kept, goodput {row['goodput']:.2f}"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from bench.replay_speculation import (
     scenario_for,
     walk,
 )
-from bench.replay_speculation_real import Copying, windows_of
+from bench.replay_speculation_real import Copying, Way, take_turns
+from bench.replay_speculation_real import capacity as measured_capacity
 from bench.replay_speculation_summary import best_settings, capacities
 
 from sloserve.load.reader import from_arrivals
@@ -156,12 +158,23 @@ def test_copying_prompts_say_a_passage_over_and_over() -> None:
     assert prompt(1, 130) == long != prompt(2, 130)
 
 
-def test_real_windows_take_turns_and_end_with_the_prompts_of_the_replay() -> None:
-    names = [one.name for one in windows_of(2)]
-    assert names[:2] == ["copying-fcfs-Never-0", "copying-sloserve-Never-0"]
-    assert names[2] == "copying-sloserve-Auto-0"
-    assert names[3:6] == [name[:-1] + "1" for name in names[2::-1]]
-    assert names[6:] == ["trace-sloserve-Never-0", "trace-sloserve-Auto-0"]
+def test_real_windows_take_turns_until_every_capacity_is_bracketed() -> None:
+    ways = [Way("copying-0", "fcfs", "Never"), Way("copying-0", "sloserve", "Auto")]
+    limits = dict(zip(ways, (2.0, 4.5), strict=True))
+    asked: list[tuple[str, float]] = []
+
+    def measure(way: Way, rate: float) -> dict[str, Any]:
+        asked.append((way.policy, rate))
+        kept = min(1.0, 0.9 + 0.1 * (limits[way] - rate))
+        return {"measured": {"rate": rate, "classes": {"all": {"attainment": kept}}}}
+
+    found = take_turns(ways, [2.5, 3.0], measure)
+    assert [policy for policy, _ in asked[:4]] == ["fcfs", "sloserve", "fcfs", "sloserve"]
+    for way, results in found:
+        rate = measured_capacity(results, "measured")
+        assert rate == pytest.approx(limits[way], abs=0.01)
+        offered = sorted(result["measured"]["rate"] for result in results)
+        assert any(low <= rate < high < 1.26 * low for low, high in pairwise(offered))
 
 
 def test_a_served_step_counts_the_drafts_it_verified() -> None:
