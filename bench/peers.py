@@ -8,7 +8,8 @@ Llama models with random weights are made on the fly. Three servers get the same
 completions, all streams at once: sloserve (one replica, patient promises), `transformers serve`
 with continuous batching (`PYTHON` has transformers[serving] and accelerate) and llama.cpp
 (`VENV` is a virtual environment with xllamacpp and gguf). Static `generate` gets them as one batch
-in a process of its own, without HTTP. They take turns within each round, everybody else is
+in a process of its own, without HTTP, and so does sloserve's engine once more: what the HTTP of
+server and client costs on the same cores. They take turns within each round, everybody else is
 stopped (SIGSTOP) meanwhile, and the first round is not counted. Figures are medians over the
 rounds, ratios are those of one round, and their median.
 """
@@ -36,6 +37,7 @@ from typing import Any
 import aiohttp
 from bench.ports import free_port
 
+from sloserve.model.allocator import malloc_environment
 from sloserve.model.hardware import num_cores
 from sloserve.model.sources import resolve_source
 from sloserve.model.tokenizer import HfTokenizer
@@ -57,6 +59,7 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }
 READY_S = 300.0
+IN_PROCESS = "sloserve, no HTTP"
 MANIFEST = """
 apiVersion: sloserve.io/v1alpha1
 kind: SLOService
@@ -83,6 +86,24 @@ for line in sys.stdin:
                          eos_token_id=None, pad_token_id=0)
     wall_s = time.perf_counter() - start_s
     print(json.dumps([out.shape[0] * (out.shape[1] - ids.shape[1]), wall_s]), flush=True)
+"""
+ENGINE = """
+import json, sys
+from pathlib import Path
+from bench.engine import by_engine
+from sloserve.model.load import load_model
+from sloserve.slo import EngineSpec, ModelSpec
+folder, dtype, threads = sys.argv[1:]
+runner, tokenizer = load_model(
+    Path(folder),
+    model=ModelSpec(source=f"file://{folder}", served_name="bench"),
+    engine=EngineSpec(dtype=dtype, threads=int(threads), kv_bytes=1 << 30),
+)
+print("ready", flush=True)
+for line in sys.stdin:
+    prompts, num_output = json.loads(line)
+    run = by_engine(runner, tokenizer, prompts, num_output)
+    print(json.dumps([sum(len(tokens) for tokens in run.tokens), run.wall_s]), flush=True)
 """
 
 
@@ -133,6 +154,8 @@ def start(
 ) -> Way:
     """A process in a group of its own; told to be ready by `wait_ready`."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if name == IN_PROCESS:
+        environment |= malloc_environment()  # as a replica sets them for itself
     environment["OMP_NUM_THREADS"] = str(threads)  # whoever has no flag for it
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -189,6 +212,13 @@ def ways(folder: Path, dtype: str, args: argparse.Namespace) -> Iterator[list[Wa
             {},
         ),
         (
+            IN_PROCESS,
+            [sys.executable, "-c", ENGINE, str(folder), dtype, threads],
+            0,
+            "",
+            {},
+        ),
+        (
             "transformers serve, cb",
             [
                 *(str(args.transformers), "-m", "transformers.cli.transformers", "serve"),
@@ -221,7 +251,7 @@ def ways(folder: Path, dtype: str, args: argparse.Namespace) -> Iterator[list[Wa
     started: list[Way] = []
     try:
         for name, command, port, path, extra in commands:
-            log = folder / f"{name.split()[0].replace('.', '')}-{dtype}.log"
+            log = folder / f"{name.replace(' ', '-')}-{dtype}.log"
             way = start(name, command, log=log, threads=args.threads, port=port, **extra)
             started.append(way)
             wait_ready(way, f"http://127.0.0.1:{port}{path}")
