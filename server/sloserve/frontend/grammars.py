@@ -86,7 +86,8 @@ class Grammars:
             return compiler.compile(constraint)
 
         self._num_waiting += 1
-        compiled = loop.run_in_executor(self._pool, work)
+        task = self._pool.submit(work)
+        compiled = asyncio.wrap_future(task)
         try:
             await self._wait_for_begin(begun)
             return await asyncio.wait_for(compiled, self._max_compile_s)
@@ -97,7 +98,8 @@ class Grammars:
                 field=constraint.field,
             ) from None
         finally:
-            compiled.cancel()  # is not begun with any more; what was begun runs to its end
+            task.cancel()  # is not begun with any more; what was begun runs to its end
+            compiled.cancel()  # and nobody asks what came of it
             self._num_waiting -= 1
 
     async def _wait_for_begin(self, begun: asyncio.Event) -> None:
