@@ -123,6 +123,10 @@ def capacity(results: Sequence[Result], which: str) -> float | None:
 
 def play(args: argparse.Namespace, console: Console) -> int:
     """Measure what is not there yet, simulate the same, and print; the exit code."""
+    texts = [text for text in args.texts if text in TEXTS]
+    if not texts:
+        console.print(f"--real measures --texts {', '.join(TEXTS)}, not {', '.join(args.texts)}")
+        return 2
     RESULTS.mkdir(parents=True, exist_ok=True)
     profile = RESULTS / "profile.json"
     if not profile.exists():
@@ -144,7 +148,6 @@ def play(args: argparse.Namespace, console: Console) -> int:
         console.print(_line(way, result), highlight=False)
         return result
 
-    texts = [text for text in args.texts if text in TEXTS]
     ways = [Way(text, policy, mode) for text in texts for policy, mode in WAYS]
     found = take_turns(ways, [starts[way.policy] for way in ways], measure)
     _simulate(found, args, quick=profile)
