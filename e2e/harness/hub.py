@@ -10,14 +10,20 @@ TOKEN = "token-of-the-story"
 PORT = 8000
 
 
-def start_hub(kubectl: Kubectl, *, image: str, bytes_per_s: float) -> str:
+LET_GO = f"""
+import urllib.request
+urllib.request.urlopen("http://127.0.0.1:{PORT}/let-go", data=b"", timeout=10)
+"""
+
+
+def start_hub(kubectl: Kubectl, *, image: str) -> str:
     """Start one from the engine's image, and wait until it answers; its URL inside the cluster."""
     metadata = {"name": "hub", "labels": {"app": "hub"}}
     code = {"hub_server.py": SCRIPT.read_text(encoding="utf-8")}
     pod = pod_spec(
         image,
         ["python", "/hub/hub_server.py"],
-        env=[{"name": "TOKEN", "value": TOKEN}, {"name": "RATE", "value": f"{bytes_per_s:g}"}],
+        env=[{"name": "TOKEN", "value": TOKEN}],
         volumeMounts=[{"name": "code", "mountPath": "/hub"}],
         readinessProbe={"httpGet": {"path": "/", "port": PORT}, "periodSeconds": 1},
     )
@@ -34,3 +40,8 @@ def start_hub(kubectl: Kubectl, *, image: str, bytes_per_s: float) -> str:
     )
     kubectl("rollout", "status", "deployment/hub", "--timeout=120s")
     return f"http://hub.{kubectl.namespace}.svc:{PORT}"
+
+
+def let_go(kubectl: Kubectl) -> None:
+    """Let the hub send the rest of its files."""
+    kubectl("exec", "deployment/hub", "--", "python", "-c", LET_GO)

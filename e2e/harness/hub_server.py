@@ -1,25 +1,25 @@
 """
 A small model hub: what huggingface_hub asks of one, over the files of the model that ships.
 
-It runs in a pod of the engine's image. `org/open` is for everybody, `org/private` for those with
-the token in TOKEN, `org/stalled` sends half of each file and then a byte a second. Files come at
-RATE bytes per second.
+It runs in a pod of the engine's image. `org/private` is for those with the token in TOKEN,
+`org/open` for everybody. Of files larger than LARGE half is sent at once, then a byte a second,
+until somebody POSTs to /let-go: whoever watches a download has all the time to see it.
 """
 
 import hashlib
 import json
 import os
-import time
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
-MODELS = ("org/open", "org/private", "org/stalled")
+MODELS = ("org/open", "org/private")
 COMMIT = "c" * 40
-RATE = float(os.environ.get("RATE", "1e9"))
 TOKEN = os.environ.get("TOKEN", "")
-PIECE = 32 * 1024
+LARGE = 2**20
+LET_GO = threading.Event()
 PORT = 8000
 
 
@@ -41,6 +41,12 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(with_body=True)
 
+    def do_POST(self) -> None:
+        if self.path != "/let-go":
+            return self._refuse(404, {})
+        LET_GO.set()
+        return self._json({"status": "ok"}, with_body=True)
+
     def _answer(self, *, with_body: bool) -> None:
         parts = [part for part in urlsplit(self.path).path.split("/") if part]
         asked_api = parts[:2] == ["api", "models"]
@@ -57,7 +63,7 @@ class Hub(BaseHTTPRequestHandler):
             siblings = [{"rfilename": name} for name in self.FILES]
             self._json({"id": model, "sha": COMMIT, "siblings": siblings}, with_body)
         elif rest[:1] == ["resolve"] and (name := "/".join(rest[2:])) in self.FILES:
-            self._file(self.FILES[name], with_body, stalls=model == "org/stalled")
+            self._file(self.FILES[name], with_body)
         else:
             self._refuse(404, {"X-Error-Code": "EntryNotFound"})
 
@@ -79,7 +85,7 @@ class Hub(BaseHTTPRequestHandler):
         if with_body:
             self.wfile.write(body)
 
-    def _file(self, data: bytes, with_body: bool, *, stalls: bool) -> None:
+    def _file(self, data: bytes, with_body: bool) -> None:
         start = 0
         asked = self.headers.get("Range", "")
         if asked.startswith("bytes=") and asked.endswith("-"):
@@ -91,12 +97,13 @@ class Hub(BaseHTTPRequestHandler):
         self._head(206 if start else 200, told)
         if not with_body:
             return
-        while start < len(data):
-            slowly = stalls and start >= len(data) // 2
-            size = 1 if slowly else PIECE
-            self.wfile.write(data[start : start + size])
-            start += size
-            time.sleep(1.0 if slowly else size / RATE)
+        kept = len(data) // 2 if len(data) > LARGE else 0
+        sent = max(start, len(data) - kept)
+        self.wfile.write(data[start:sent])
+        while sent < len(data) and not LET_GO.wait(1.0):
+            self.wfile.write(data[sent : sent + 1])
+            sent += 1
+        self.wfile.write(data[sent:])
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)

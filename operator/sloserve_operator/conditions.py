@@ -1,5 +1,6 @@
 """Conditions and their reasons: what `kubectl wait`, Argo CD, Flux and people read."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -120,3 +121,11 @@ def find(status: Obj, condition: Type) -> Obj:
     """A condition of a status; an empty one when it is not there."""
     found = (c for c in status.get("conditions") or () if c.get("type") == condition.value)
     return dict(next(found, {}))
+
+
+def phase(status: Obj) -> str:
+    """What replicas that load are at, without the numbers in it; empty when none loads."""
+    progressing = find(status, Type.PROGRESSING)
+    if progressing.get("reason") != Why.LOADING.value:
+        return ""
+    return re.sub(r"[0-9.]+", "#", str(progressing["message"]))

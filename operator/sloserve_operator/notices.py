@@ -1,12 +1,11 @@
 """Which Events a person would ask about: changes of conditions and of the replicas."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sloserve_operator.api import Obj
 from sloserve_operator.autoscale import Scaling
-from sloserve_operator.conditions import FALSE, TRUE, Type, Why, find
+from sloserve_operator.conditions import FALSE, TRUE, Type, Why, find, phase
 
 NORMAL, WARNING = "Normal", "Warning"
 _GOOD = {
@@ -51,9 +50,9 @@ def notices(
         now_told[condition.value] = mark
         if (notice := _of_condition(condition, after, first=not before)) is not None:
             found.append(notice)
-    if (phase := _phase(status)) != now_told.get("phase", ""):
-        now_told["phase"] = phase
-        if phase and not any(notice.reason == Why.LOADING for notice in found):
+    if (now_at := phase(status)) != now_told.get("phase", ""):
+        now_told["phase"] = now_at
+        if now_at and not any(notice.reason == Why.LOADING for notice in found):
             loading = find(status, Type.PROGRESSING)
             found.append(Notice(NORMAL, Why.LOADING.value, str(loading["message"])))
     if scaling is not None and replicas_before not in (None, scaling.replicas):
@@ -65,14 +64,6 @@ def notices(
     elif scaling is not None:
         now_told.pop("scale", None)
     return tuple(found), now_told
-
-
-def _phase(status: Obj) -> str:
-    """What replicas that load are at, without the numbers in it; empty when none loads."""
-    progressing = find(status, Type.PROGRESSING)
-    if progressing.get("reason") != Why.LOADING.value:
-        return ""
-    return re.sub(r"[0-9.]+", "#", str(progressing["message"]))
 
 
 def _of_condition(condition: Type, after: Obj, *, first: bool) -> Notice | None:

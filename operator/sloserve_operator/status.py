@@ -6,7 +6,7 @@ from sloserve.slo import SloClass
 from sloserve_operator import names
 from sloserve_operator.api import Obj
 from sloserve_operator.budget import remaining
-from sloserve_operator.conditions import FALSE, UNKNOWN, Condition, Type, Why, find, written
+from sloserve_operator.conditions import FALSE, UNKNOWN, Condition, Type, Why, find, phase, written
 from sloserve_operator.facts import Facts
 from sloserve_operator.observed import Now
 from sloserve_operator.verdicts import verdicts
@@ -98,8 +98,8 @@ def due_s(previous: Obj, wanted: Obj, *, since_s: float, counted_s: float) -> fl
     Seconds until `wanted` is to be written, 0: now, None: there is nothing to write.
 
     `since_s` have passed since the last write, `counted_s` since one with new daily counts. What
-    a person waits for (conditions, counts of replicas, generation) is written at once. Percentages
-    wait for QUIET_S and STEP, daily counts for DAYS_S.
+    a person waits for (conditions, what is under way, counts of replicas, generation) is written
+    at once. Percentages wait for QUIET_S and STEP, daily counts for DAYS_S.
     """
     if wanted == previous:
         return None
@@ -138,6 +138,7 @@ def _firm(status: Obj) -> Obj:
         for c in status.get("conditions") or ()
     ]
     firm["classes"] = [(c["name"], c.get("feasible")) for c in status.get("classes") or ()]
+    firm["phase"] = phase(status)
     return firm
 
 

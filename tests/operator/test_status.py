@@ -68,6 +68,19 @@ def test_messages_and_the_binding_constraint_do_not_flicker() -> None:
         assert due_s(STATUS, wanted, since_s=40.0, counted_s=40.0) == 0.0
 
 
+def test_another_phase_of_loading_is_written_at_once_and_its_progress_is_not() -> None:
+    def loading(phase: str) -> Obj:
+        told = {"type": "Progressing", "status": "True", "reason": "Loading"}
+        return STATUS | {"conditions": [told | {"message": f"1 replicas load: {phase}"}]}
+
+    before = loading("fetching the model, 0.3 of 9.3 MiB")
+    further = loading("fetching the model, 9.1 of 9.3 MiB")
+    other = loading("measuring step times: batch 1 of 51")
+    assert due_s(loading("starting"), before, since_s=1.0, counted_s=1.0) == 0.0
+    assert due_s(before, further, since_s=1.0, counted_s=1.0) == 29.0
+    assert due_s(before, other, since_s=1.0, counted_s=1.0) == 0.0
+
+
 def test_shares_and_counts_of_requests_in_a_message_are_no_news() -> None:
     def missed(text: str) -> Obj:
         status = copy.deepcopy(STATUS)
