@@ -4,6 +4,7 @@ What speculation does for the capacity of a replica under the trace replay's loa
     python -m bench.replay_speculation [--loads conversation,mix] [--texts trace-0,copying-0,...]
                                        [--windows 120] [--repeats 2] [--machine now|replayed]
     python -m bench.replay_speculation --real          (see bench/replay_speculation_real.py)
+    python -m bench.replay_speculation --real --at 2.59 --repeats 4     (see ..._pairs.py)
 
 Each load of bench.replay, its classes and promises, against one simulated replica: `fcfs` without
 drafts and with 4 for everyone, `sloserve` without, with 4, and by need. How many drafts are right
@@ -240,6 +241,10 @@ def main() -> int:
     """Simulate, or measure with `--real`; the exit code."""
     args = _arguments()
     console = Console()
+    if args.at is not None:
+        from bench.replay_speculation_pairs import compare
+
+        return compare(args, console)
     if args.real:
         from bench.replay_speculation_real import play
 
@@ -269,8 +274,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=float, default=120.0, help="seconds each (120)")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--real", action="store_true", help="measure some of it instead")
+    parser.add_argument("--at", type=float, help="compare drafts at this rate only (--real)")
     parser.add_argument("--threads", type=int, default=1, help="of the forward pass (--real)")
     args = parser.parse_args()
+    if args.at is not None and not args.real:
+        parser.error("--at compares measured windows: give --real too")
     args.texts = args.texts or (["copying-0"] if args.real else list(TEXTS))
     return args
 

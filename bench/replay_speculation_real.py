@@ -128,11 +128,7 @@ def play(args: argparse.Namespace, console: Console) -> int:
         console.print(f"--real measures --texts {', '.join(TEXTS)}, not {', '.join(args.texts)}")
         return 2
     RESULTS.mkdir(parents=True, exist_ok=True)
-    profile = RESULTS / "profile.json"
-    if not profile.exists():
-        words = ["profile", "--model", "builtin://tiny", "--threads", str(args.threads)]
-        words += ["--kv-size", "1Gi", "--output", str(profile)]
-        subprocess.run([sys.executable, "-m", "sloserve.cli", *words], check=True)
+    profile = measured_profile(args.threads)
     starts = {policy: _start(policy, profile, args.windows) for policy, _ in WAYS}
 
     def measure(way: Way, rate: float) -> Result:
@@ -142,8 +138,8 @@ def play(args: argparse.Namespace, console: Console) -> int:
             kept: Result = json.loads(path.read_text(encoding="utf-8"))
             if kept["key"] == key:
                 return kept
-        window = asyncio.run(_window(way, args, rate=rate, profile=profile))
-        result: Result = {"key": key, "made": provenance()} | window
+        found = asyncio.run(window(way, args, rate=rate, profile=profile))
+        result: Result = {"key": key, "made": provenance()} | found
         write_json(path, result)
         console.print(_line(way, result), highlight=False)
         return result
@@ -155,6 +151,16 @@ def play(args: argparse.Namespace, console: Console) -> int:
     (RESULTS / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def measured_profile(threads: int) -> Path:
+    """Step times of the small model: measured now where they are not yet there."""
+    path = RESULTS / "profile.json"
+    if not path.exists():
+        words = ["profile", "--model", "builtin://tiny", "--threads", str(threads)]
+        words += ["--kv-size", "1Gi", "--output", str(path)]
+        subprocess.run([sys.executable, "-m", "sloserve.cli", *words], check=True)
+    return path
 
 
 def table(found: Sequence[tuple[Way, list[Result]]]) -> list[str]:
@@ -221,18 +227,21 @@ def _start(policy: str, profile: Path, windows_s: float) -> float:
     return round(RATE * found.rate, 2)
 
 
-async def _window(way: Way, args: argparse.Namespace, *, rate: float, profile: Path) -> Result:
+async def window(
+    way: Way, args: argparse.Namespace, *, rate: float, profile: Path, repeat: int = 0
+) -> Result:
+    """One window with a service of its own; each `repeat` has other arrivals."""
     spec = read_service(TARGETS)
     classes = {c.name: c for c in spec.classes}
     options = options_of(LOAD, spec=spec, duration_s=args.windows)
     trace = options.prepare(classes, default_class=spec.default_class)
-    load = options.window(trace, rate=rate, repeat=0)
+    load = options.window(trace, rate=rate, repeat=repeat)
     async with serving(
         TARGETS,
         policy=_setting(way.policy),
         profile=profile,
         threads=args.threads,
-        log=RESULTS / "logs" / f"{way.name}-{rate:.2f}.log",
+        log=RESULTS / "logs" / f"{way.name}-{rate:.2f}-{repeat}.log",
         more=("--speculation", way.mode),
     ) as service:
         endpoint = Endpoint(service.url, spec.model.served_name)
@@ -256,7 +265,7 @@ async def _window(way: Way, args: argparse.Namespace, *, rate: float, profile: P
         counted = since(before, await service.counters())
         steps = await service.steps()
         drafts = await _drafts(service)
-    window = Window(
+    summary = Window(
         rate=len(load) / load.duration_s,
         duration_s=load.duration_s,
         policy=f"{way.policy}, {way.mode}",
@@ -268,7 +277,7 @@ async def _window(way: Way, args: argparse.Namespace, *, rate: float, profile: P
     )
     samples = [sample for step in steps if (sample := sample_of_step(step)) is not None]
     return {
-        "measured": window.to_dict(),
+        "measured": summary.to_dict(),
         "gateway": {name: asdict(count) for name, count in counted.items()},
         "drafts": drafts,
         "steps": [astuple(sample) for sample in thinned(samples, most=SAMPLES)],

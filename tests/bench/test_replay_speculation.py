@@ -21,11 +21,13 @@ from bench.replay_speculation import (
     scenario_for,
     walk,
 )
+from bench.replay_speculation_pairs import summary
 from bench.replay_speculation_real import Copying, Way, take_turns
 from bench.replay_speculation_real import capacity as measured_capacity
 from bench.replay_speculation_summary import best_settings, capacities
 
 from sloserve.load.reader import from_arrivals
+from sloserve.load.summary import ALL
 from sloserve.load.trace import Arrival
 from sloserve.perf import load_profile
 from sloserve.planner.policies import make_policy
@@ -195,3 +197,16 @@ def test_a_served_step_counts_the_drafts_it_verified() -> None:
     sample = sample_of_step(step)
     assert sample is not None
     assert sample.num_tokens == 2
+
+
+def test_pairs_of_windows_are_summed_up_by_their_differences() -> None:
+    def pair(never: float, auto: float) -> dict[str, dict[str, Any]]:
+        told = {"Never": never, "Auto": auto}
+        return {
+            mode: {"measured": {"classes": {ALL: {"attainment": share}}}}
+            for mode, share in told.items()
+        }
+
+    told = summary([pair(0.90, 0.92), pair(0.80, 0.86)])
+    assert told == ("kept: 85.0% without drafts, 89.0% by need: +4.0 points, standard error 2.0")
+    assert summary([pair(0.90, 0.88)]).endswith("by need: -2.0")
