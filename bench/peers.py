@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from bench.ports import free_port
 
 from sloserve.model.allocator import malloc_environment
@@ -58,7 +59,6 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }
 READY_S = 300.0
-TIMEOUT_S = 900.0
 IN_PROCESS = "sloserve, no HTTP"
 MANIFEST = """
 apiVersion: sloserve.io/v1alpha1
@@ -264,61 +264,30 @@ def ways(folder: Path, dtype: str, args: argparse.Namespace) -> Iterator[list[Wa
             way.process.wait()
 
 
-class Answer(asyncio.Protocol):
-    """
-    One request on a connection of its own, and every byte that comes back.
-
-    A client on the cores of the server it measures: it reads and keeps, and looks at nothing.
-    """
-
-    def __init__(self, request: bytes) -> None:
-        self.ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._request = request
-        self._parts: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        """Keep."""
-        self._parts.append(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The server closes: that was asked for."""
-        if exc is None:
-            self.ended.set_result(b"".join(self._parts))
-        else:
-            self.ended.set_exception(exc)
-
-
-async def stream(way: Way, prompt: str, num_output: int) -> int:
+async def stream(session: aiohttp.ClientSession, way: Way, prompt: str, num_output: int) -> int:
     """One streamed completion; its output tokens, as usage tells them."""
-    fields = {"model": "bench", "prompt": prompt, "max_tokens": num_output, "stream": True}
-    body = json.dumps(fields | {"temperature": 0.0} | way.extra).encode()
-    head = (
-        "POST /v1/completions HTTP/1.1",
-        f"Host: 127.0.0.1:{way.port}",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-    )
-    request = "\r\n".join([*head, "", ""]).encode() + body
-    loop = asyncio.get_running_loop()
-    _, answer = await loop.create_connection(lambda: Answer(request), "127.0.0.1", way.port)
-    whole = await asyncio.wait_for(answer.ended, TIMEOUT_S)
-    told = re.findall(rb'"completion_tokens": ?(\d+)', whole)
-    if not whole.startswith(b"HTTP/1.1 200") or not told:
-        raise RuntimeError(f"{way.name}: {whole[:300]!r} {way.log.read_text()[-1500:]}")
+    body = {"model": "bench", "prompt": prompt, "max_tokens": num_output, "stream": True}
+    body |= {"temperature": 0.0, **way.extra}
+    told: list[bytes] = []
+    async with session.post(f"http://127.0.0.1:{way.port}/v1/completions", json=body) as response:
+        if response.status != 200:
+            raise RuntimeError(f"{way.name}: {response.status} {way.log.read_text()[-1500:]}")
+        async for line in response.content:
+            told = re.findall(rb'"completion_tokens": ?(\d+)', line) or told
+    if not told:
+        raise RuntimeError(f"{way.name} told no usage: {way.log.read_text()[-1500:]}")
     return int(told[-1])
 
 
 async def completions(way: Way, prompts: list[str], num_output: int) -> tuple[int, float]:
     """All prompts at once; tokens and seconds."""
-    start_s = time.perf_counter()
-    counts = await asyncio.gather(*(stream(way, prompt, num_output) for prompt in prompts))
-    return sum(counts), time.perf_counter() - start_s
+    timeout = aiohttp.ClientTimeout(total=900)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        start_s = time.perf_counter()
+        counts = await asyncio.gather(*(stream(session, way, p, num_output) for p in prompts))
+        wall_s = time.perf_counter() - start_s
+    return sum(counts), wall_s
 
 
 def run(
