@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +19,8 @@ from sloserve.load.endpoint import Endpoint, Prompts
 from sloserve.load.trace import Arrival, Trace
 from sloserve.slo import SloClass
 from sloserve.slo.manifest import parse_service
+
+NUM_LATEST = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ class Traffic:
         self.num_ended = 0
         self.answered: Counter[str] = Counter()
         """Requests that ended well so far, by replica."""
+        self.latest: deque[Record] = deque(maxlen=NUM_LATEST)
+        """The last that ended, however they did."""
 
     def __enter__(self) -> "Traffic":
         self._thread.start()
@@ -166,5 +170,6 @@ class Traffic:
 
     def _ended(self, record: Record) -> None:
         self.num_ended += 1
+        self.latest.append(record)
         if record.ending is Ending.FINISHED:
             self.answered[record.replica] += 1
