@@ -34,13 +34,14 @@ def compare(args: argparse.Namespace, console: Console) -> int:
             pair: dict[str, Result] = {}
             for mode in MODES if repeat % 2 else MODES[::-1]:
                 way = Way(text, "sloserve", mode)
+                key = {"windows": args.windows, "threads": args.threads}
                 path = PAIRS / f"{way.name}-{args.at:.2f}-{repeat}.json"
-                if not path.exists():
+                if not path.exists() or json.loads(path.read_text("utf-8"))["key"] != key:
                     found = asyncio.run(
                         window(way, args, rate=args.at, profile=profile, repeat=repeat)
                     )
                     del found["steps"]
-                    write_json(path, {"made": provenance(), "mode": mode} | found)
+                    write_json(path, {"key": key, "made": provenance(), "mode": mode} | found)
                 pair[mode] = json.loads(path.read_text(encoding="utf-8"))
             pairs.append(pair)
             console.print(_line(pair), highlight=False, markup=False, soft_wrap=True)
