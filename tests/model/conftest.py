@@ -246,12 +246,14 @@ def a_model_spec() -> Callable[..., ModelSpec]:
     return build
 
 
-def _world(config: PreTrainedConfig, folder: Path, *, dtype: str = "float32") -> World:
+def _world(
+    config: PreTrainedConfig, folder: Path, *, dtype: str = "float32", attention: str = "auto"
+) -> World:
     _weights(config, folder, torch.float32)
     runner = load_runner(
         folder,
         model=ModelSpec(source="file:///model", served_name="m", max_model_len=None),
-        engine=EngineSpec(threads=1, dtype=dtype, kv_bytes=4_000_000),
+        engine=EngineSpec(threads=1, dtype=dtype, kv_bytes=4_000_000, attention=attention),
     )
     plain = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation="eager"
@@ -271,13 +273,14 @@ def a_world(tmp_path: Path) -> BuildWorld:
 
 @pytest.fixture(scope="session")
 def the_world(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., World]:
-    """Plain model and runner in float32, built once for each name."""
-    built: dict[str, World] = {}
+    """Plain model and runner in float32, built once for each name and attention path."""
+    built: dict[tuple[str, str], World] = {}
 
-    def build(name: str, config: PreTrainedConfig) -> World:
-        if name not in built:
-            built[name] = _world(config, tmp_path_factory.mktemp("family") / "model")
-        return built[name]
+    def build(name: str, config: PreTrainedConfig, *, attention: str = "auto") -> World:
+        if (name, attention) not in built:
+            folder = tmp_path_factory.mktemp("family") / "model"
+            built[name, attention] = _world(config, folder, attention=attention)
+        return built[name, attention]
 
     return build
 

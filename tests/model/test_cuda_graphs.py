@@ -141,7 +141,8 @@ class World:
 def a_graph_world(the_world: Any, varlen: Any) -> Callable[..., World]:
     def build(config: PreTrainedConfig | None = None, *, path: Any = None, **more: Any) -> World:
         config = config or a_config()
-        runner = the_world(f"graphs of {config.model_type}", config).runner
+        # on a GPU the layers are transformers' own, as they are here with torch's attention
+        runner = the_world(f"graphs of {config.model_type}", config, attention="torch").runner
         return World(runner, path or FlashPath(varlen), **more)
 
     return build
@@ -295,7 +296,7 @@ def test_answers_are_the_same_with_graphs(
     the_world: Any, varlen: Any, a_talk: Any, a_driver: Any
 ) -> None:
     """Whole requests: prompts in chunks, joins, decodes with and without company."""
-    plain = the_world("graphs of llama", a_config())
+    plain = the_world("graphs of llama", a_config(), attention="torch")
     world = World(plain.runner, FlashPath(varlen))
     world.graphs.capture()
     replays = 0

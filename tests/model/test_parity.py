@@ -194,11 +194,12 @@ def num_ties(
     return 0
 
 
+@pytest.mark.parametrize("attention", ["auto", "torch"])  # lean layers, transformers' own
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_logits_equal_plain_generate_through_joins_and_preemptions(
-    family: str, the_world: Any, a_talk: Any, a_service: Any
+    family: str, attention: str, the_world: Any, a_talk: Any, a_service: Any
 ) -> None:
-    world = the_world(family, a_config(family))
+    world = the_world(family, a_config(family), attention=attention)
     head, *rest = prompts(33, 5, 17, 8, 23, 30)
     prompt = [rest[0], head + rest[1], head + rest[2], rest[3], rest[4]]
     talks = [

@@ -16,7 +16,7 @@ from sloserve.model.selftest import Mismatch
 from sloserve.model.terms import Unsupported, read_terms
 from sloserve.slo.service import EngineSpec
 
-ENGINE = EngineSpec(threads=1, dtype="float32", kv_bytes=4_000_000)
+ENGINE = EngineSpec(threads=1, dtype="float32", kv_bytes=4_000_000, attention="torch")
 Change = Callable[[dict[str, Any]], None]
 
 

@@ -41,6 +41,14 @@ def current_step(batch: Batch, cache: KvCache) -> Iterator[None]:
         _current.batch = _current.cache = None
 
 
+def running_step() -> tuple[Batch, KvCache]:
+    """The step that runs in this thread (`current_step`)."""
+    batch, cache = _current.batch, _current.cache
+    assert batch is not None, "attention outside of a step"
+    assert cache is not None
+    return batch, cache
+
+
 def paged_attention(
     module: nn.Module,
     query: Tensor,
@@ -56,9 +64,7 @@ def paged_attention(
     padding (`Batch`) is not attended and comes out as 0. Raises Unsupported for a mask, and for
     what `read_terms` does not know.
     """
-    batch, cache = _current.batch, _current.cache
-    assert batch is not None, "attention outside of a step"
-    assert cache is not None
+    batch, cache = running_step()
     layer: int = module.layer_idx  # type: ignore[assignment]
     terms = read_terms(given, num_heads=query.shape[1], key_size=query.shape[3])
     if attention_mask is not None:

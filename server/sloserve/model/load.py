@@ -22,7 +22,7 @@ from sloserve.model.parallel.cut import reading_part, settle
 from sloserve.model.parallel.loading import load_over_ranks, whole_reference
 from sloserve.model.parallel.ranks import Ranks
 from sloserve.model.parallel.seat import Seat
-from sloserve.model.proved import OnPhase, Proved, prove
+from sloserve.model.proved import NotLean, OnPhase, Proved, prove
 from sloserve.model.recommended import default_sampling, end_tokens
 from sloserve.model.runner import TorchRunner
 from sloserve.model.selftest import Mismatch
@@ -181,6 +181,31 @@ def _load(
     adapters: Mapping[str, Path] = NO_ADAPTERS,
     seat: Seat | None = None,
 ) -> Proved:
+    def load(*, lean: bool) -> Proved:
+        return _load_once(
+            path, engine, dtype, device, max_model_len, on_phase, adapters, seat, lean=lean
+        )
+
+    try:
+        return load(lean=True)
+    except NotLean as error:
+        _log.warning("lean layers do not hold here, taking transformers': %s", error.message)
+    gc.collect()
+    return load(lean=False)
+
+
+def _load_once(
+    path: Path,
+    engine: EngineSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    on_phase: OnPhase,
+    adapters: Mapping[str, Path],
+    seat: Seat | None,
+    *,
+    lean: bool,
+) -> Proved:
     num_bytes = weight_bytes(path)
     on_phase("loading weights", 0, num_bytes)
     expected, part = None, None
@@ -193,7 +218,9 @@ def _load(
     if seat is not None:
         settle(network, seat=seat)
     on_phase("loading weights", num_bytes, num_bytes)
-    return prove(network, engine, dtype, device, max_model_len, on_phase, adapters, expected, seat)
+    return prove(
+        network, engine, dtype, device, max_model_len, on_phase, adapters, expected, seat, lean
+    )
 
 
 def _runner(
