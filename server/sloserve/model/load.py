@@ -153,10 +153,14 @@ def runner_over(
     model: ModelSpec,
     engine: EngineSpec,
     on_phase: OnPhase = lambda phase, done, total: None,
+    lean: bool = True,
 ) -> TorchRunner:
-    """The runner over weights that are in memory already, tested like those of a folder."""
+    """
+    The runner over weights that are in memory already, tested like those of a folder; without
+    `lean`, the layers stay transformers'.
+    """
     device, max_model_len = _device(engine), model_len(network.config, model.max_model_len)
-    loaded = prove(network, engine, network.dtype, device, max_model_len, on_phase)
+    loaded = prove(network, engine, network.dtype, device, max_model_len, on_phase, lean=lean)
     return _runner(
         loaded,
         None,
