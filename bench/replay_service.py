@@ -88,23 +88,28 @@ async def serving(
     profile: Path,
     threads: int,
     log: Path,
+    module: str = "sloserve.cli",
     more: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
-    """The service of `manifest` under `policy`, ready; `more` flags go to the replica."""
+    """
+    The service of `manifest` under `policy`, ready; `module` runs the replica's command, `more`
+    flags go to it.
+    """
     ports = [free_port() for _ in range(3)]
     replica, gateway, internal = (f"{HOST}:{port}" for port in ports)
     common = ["--config", str(manifest), "--log-level", "warning"]
     own = ["--policy", policy, "--profile", str(profile), "--threads", str(threads)]
-    words = {
-        "replica": [*common, "--listen", replica, *own, *more],
-        "gateway": [*common, "--listen", gateway, "--internal", internal, "--replicas", replica],
-    }
+    inner = ["--internal", internal, "--replicas", replica]
+    programs = (
+        [module, "replica", *common, "--listen", replica, *own, *more],
+        ["sloserve.cli", "gateway", *common, "--listen", gateway, *inner],
+    )
     log.parent.mkdir(parents=True, exist_ok=True)
     children: list[asyncio.subprocess.Process] = []
     with log.open("ab") as output:
         try:
-            for name, arguments in words.items():
-                program = [sys.executable, "-m", "sloserve.cli", name, *arguments]
+            for words in programs:
+                program = [sys.executable, "-m", *words]
                 children.append(
                     await asyncio.create_subprocess_exec(*program, stdout=output, stderr=output)
                 )

@@ -2,7 +2,8 @@
 What speculation does for the capacity of a replica under the trace replay's loads: SIMULATED.
 
     python -m bench.replay_speculation [--loads conversation,mix] [--texts trace-0,copying-0,...]
-                                       [--windows 120] [--repeats 2] [--machine now|replayed]
+                                       [--targets usual|tight] [--machine now|lean|served|replayed]
+                                       [--windows 120] [--repeats 2]
     python -m bench.replay_speculation --real          (see bench/replay_speculation_real.py)
     python -m bench.replay_speculation --real --at 2.59 --repeats 4     (see ..._pairs.py)
 
@@ -10,13 +11,17 @@ Each load of bench.replay, its classes and promises, against one simulated repli
 drafts and with 4 for everyone, `sloserve` without, with 4, and by need. How many drafts are right
 is what bench/acceptance.py recorded in answers of the small model, place by place. Rates rise by
 12 % until attainment has fallen through 90 %; capacity is where the line between two rates does.
-`fcfs` runs at every chunk size of CHUNKS, the best counts. All meet the same requests.
+`fcfs` runs at several chunk sizes, the best counts. All meet the same requests. With `--targets
+tight` the promises are those of bench/targets-tight.yaml: they bind before the machine is full.
 
 Step times are those of `--machine`: `now` (bench/results/speculation/profile.json: compiled
-attention, processor time, `sloserve profile`'s batches) or `replayed` (fitted on the windows of
-bench.replay, where this simulator was within 8 % of the measured capacities; attention was not
-compiled then, and a draft cost five times as much). Noise, drift and ways are the replay's in both.
-Windows are kept in bench/results/speculation/: what is there is not simulated again.
+attention, processor time, `sloserve profile`'s batches), `lean` (the same with lean layers),
+`served` (fitted on the usual windows of `--real`, their noise as well) or `replayed` (fitted on the
+windows of bench.replay, where this simulator was within 8 % of the measured capacities; attention
+was not compiled then, and a draft cost five times as much). Noise, drift and ways are the replay's
+but in `served`.
+Windows are kept in bench/results/speculation/, those of tight promises in its folder `tight`: what
+is there is not simulated again.
 """
 
 import argparse
@@ -29,7 +34,17 @@ from typing import Any
 
 from bench.replay_calibrate import load_host
 from bench.replay_plan import LOADS, TARGET, scenario_of, with_setting
+from bench.replay_speculation_fixed import FIXED
 from bench.replay_speculation_summary import summarise
+from bench.replay_speculation_targets import (
+    ACCEPTANCE,
+    REAL,
+    REPLAY,
+    RESULTS,
+    TARGETS,
+    Targets,
+)
+from bench.replay_speculation_ways import WAYS, WINDOW_S
 from rich.console import Console
 
 from sloserve.load.report import provenance, write_json
@@ -39,22 +54,18 @@ from sloserve.simulate.acceptance import read_acceptance
 from sloserve.simulate.drafts import PROPOSE_US
 from sloserve.simulate.run import Scenario
 
-HERE = Path(__file__).parent
-REPLAY = HERE / "results" / "replay"
-RESULTS = HERE / "results" / "speculation"
-ACCEPTANCE = HERE / "acceptance"
-FIXED = 4
-PROFILES = {"now": RESULTS / "profile.json", "replayed": REPLAY / "profile-served.json"}
+MACHINES = {
+    "now": (RESULTS / "profile.json", REPLAY / "host-served.json"),
+    "lean": (RESULTS / "profile-lean.json", REPLAY / "host-served.json"),
+    "served": (REAL / "profile-served.json", REAL / "host-served.json"),
+    "replayed": (REPLAY / "profile-served.json", REPLAY / "host-served.json"),
+}
+"""Step times, and how those of a served replica differ from them."""
 TEXTS = ("trace-0", "copying-0", "trace-0.7", "code-0", "copying-0.7", "prose-0")
-CHUNKS = (128, 256, 512)
-WIDE_CHUNKS = (256, 512)
-"""Where drafts share the budget."""
 GROWTH = 1.12
-FIRST = {"fcfs": 8, "sloserve": 13}
-"""Step on the ladder of rates where the search begins, by policy."""
 MAX_STEPS = 30
-COMMON = {"conversation": 13, "mix": 13}
-"""Where the goodput of all is compared: a rate that is too much for `fcfs`."""
+LOWEST = -20
+"""Step at the bottom of the ladder, a request in ten seconds: they hardly meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +77,19 @@ class System:
     drafts: str  # off, fixed or need
 
 
-SYSTEMS = (
-    System("fcfs", tuple(f"fcfs:max_batch_tokens={n}" for n in CHUNKS), "off"),
-    System("fcfs, fixed", tuple(f"fcfs:max_batch_tokens={n}" for n in WIDE_CHUNKS), "fixed"),
-    System("sloserve, off", ("sloserve",), "off"),
-    System("sloserve, fixed", ("sloserve",), "fixed"),
-    System("sloserve, by need", ("sloserve",), "need"),
-)
+def systems_of(targets: Targets) -> tuple[System, ...]:
+    """All that are compared."""
+    chunks, wide = (
+        tuple(f"fcfs:max_batch_tokens={n}" for n in sizes)
+        for sizes in (targets.chunks, targets.wide_chunks)
+    )
+    return (
+        System("fcfs", chunks, "off"),
+        System("fcfs, fixed", wide, "fixed"),
+        System("sloserve, off", ("sloserve",), "off"),
+        System("sloserve, fixed", ("sloserve",), "fixed"),
+        System("sloserve, by need", ("sloserve",), "need"),
+    )
 
 
 def rate_of(step: int) -> float:
@@ -113,8 +130,9 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One system on one load and text, at one setting."""
+    """One system under some promises on one load and text, at one setting."""
 
+    targets: Targets
     machine: str
     load: str
     text: str
@@ -139,7 +157,10 @@ def attainment(rows: Sequence[dict[str, Any]]) -> float:
 def walk(
     curve: Curve, scenario: Scenario, windows: Windows, *, repeats: int, first: int
 ) -> dict[int, list[dict[str, Any]]]:
-    """Windows by step of the ladder: up or down until the target lies between two of them."""
+    """
+    Windows by step of the ladder: up or down until the target lies between two of them, or the
+    ladder ends.
+    """
     points: dict[int, list[dict[str, Any]]] = {}
 
     def holds(step: int) -> bool:
@@ -151,40 +172,48 @@ def walk(
 
     step = first
     up = holds(step)
-    for _ in range(MAX_STEPS):
+    for _ in range(MAX_STEPS if up else step - LOWEST):
         step += 1 if up else -1
         if holds(step) != up:
             break
     if up:  # once more above: a single lucky window does not end a search
         holds(step + 1)
-    holds(COMMON[curve.load])
+    holds(curve.targets.common[curve.load])
     return points
 
 
 def capacity(points: dict[int, list[dict[str, Any]]]) -> float | None:
-    """Requests/s really offered where attainment falls through the target."""
+    """
+    Requests/s really offered where attainment falls through the target; 0 where it is missed at
+    every rate, None where it is missed at none.
+    """
     by_rate = {
         sum(row["rate"] for row in rows) / len(rows): attainment(rows) for rows in points.values()
     }
+    if all(share < TARGET for share in by_rate.values()):
+        return 0.0
     return crossing(by_rate, TARGET)
 
 
-def curves_of(machine: str, loads: Sequence[str], texts: Sequence[str]) -> Iterator[Curve]:
+def curves_of(
+    targets: Targets, machine: str, loads: Sequence[str], texts: Sequence[str]
+) -> Iterator[Curve]:
     """Every curve, the most telling first."""
     for text in texts:
         for load in loads:
-            for system in SYSTEMS:
+            for system in systems_of(targets):
                 for setting in system.settings:
-                    yield Curve(machine, load, text, system, setting)
+                    yield Curve(targets, machine, load, text, system, setting)
 
 
 def scenario_for(curve: Curve, *, duration_s: float) -> Scenario:
     """The load against the simulated service with that curve's drafts."""
+    profile, host = MACHINES[curve.machine]
     scenario = scenario_of(
         curve.load,
-        manifest=HERE / "targets.yaml",
-        profile=load_profile(str(PROFILES[curve.machine])),
-        host=load_host(REPLAY / "host-served.json"),
+        manifest=curve.targets.manifest,
+        profile=load_profile(str(profile)),
+        host=load_host(host),
         duration_s=duration_s,
     )
     settings = scenario.settings
@@ -200,10 +229,11 @@ def scenario_for(curve: Curve, *, duration_s: float) -> Scenario:
 
 def simulate_all(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """Every curve; one entry for each with its capacity and points."""
-    windows = Windows(RESULTS / f"windows-{args.machine}.json")
+    targets: Targets = args.targets
+    windows = Windows(targets.folder / f"windows-{args.machine}.json")
     found: list[dict[str, Any]] = []
     first: dict[tuple[str, str], int] = {}
-    for curve in curves_of(args.machine, args.loads, args.texts):
+    for curve in curves_of(targets, args.machine, args.loads, args.texts):
         scenario = scenario_for(curve, duration_s=args.windows)
         key = (curve.load, curve.system.name)
         points = walk(
@@ -211,7 +241,7 @@ def simulate_all(args: argparse.Namespace, console: Console) -> list[dict[str, A
             scenario,
             windows,
             repeats=args.repeats,
-            first=first.get(key, FIRST[curve.setting.partition(":")[0]]),
+            first=first.get(key, targets.first[curve.setting.partition(":")[0]]),
         )
         windows.save()
         held = [step for step, rows in points.items() if attainment(rows) >= TARGET]
@@ -226,7 +256,7 @@ def simulate_all(args: argparse.Namespace, console: Console) -> list[dict[str, A
                 "setting": curve.setting,
                 "capacity": rate,
                 "points": {rate_of(step): rows for step, rows in sorted(points.items())},
-                "common": rate_of(COMMON[curve.load]),
+                "common": rate_of(targets.common[curve.load]),
             }
         )
         shown = "none" if rate is None else f"{rate:.2f}"
@@ -250,7 +280,7 @@ def main() -> int:
 
         return play(args, console)
     curves = simulate_all(args, console)
-    summarise(curves, RESULTS, machine=args.machine, console=console)
+    summarise(curves, args.targets, machine=args.machine, console=console)
     return 0
 
 
@@ -268,17 +298,34 @@ def _arguments() -> argparse.Namespace:
 
         return parse
 
+    def rates(text: str) -> list[float]:
+        found = [round(float(part), 2) for part in text.split(",")]  # as files are named
+        if not all(0.0 < rate < 1e3 for rate in found):
+            raise argparse.ArgumentTypeError("requests/s above 0")
+        return found
+
     parser.add_argument("--loads", type=listed(list(LOADS)), default=list(LOADS))
     parser.add_argument("--texts", type=listed(TEXTS), help="all; copying-0 with --real")
-    parser.add_argument("--machine", choices=list(PROFILES), default="now")
-    parser.add_argument("--windows", type=float, default=120.0, help="seconds each (120)")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--machine", choices=list(MACHINES), default="now")
+    parser.add_argument("--targets", choices=list(TARGETS), default="usual", help="promises")
+    parser.add_argument("--windows", type=float, help="seconds each (120, simulated tight: 300)")
+    parser.add_argument("--repeats", type=int, help="(2, simulated tight: 4)")
     parser.add_argument("--real", action="store_true", help="measure some of it instead")
+    parser.add_argument("--load", choices=list(LOADS), help="conversation (--real)")
+    parser.add_argument("--ways", type=listed(WAYS), help=f"some of {','.join(WAYS)} (--real)")
+    parser.add_argument("--rates", type=rates, help="measure at these, no search (--real)")
     parser.add_argument("--at", type=float, help="compare drafts at this rate only (--real)")
     parser.add_argument("--threads", type=int, default=1, help="of the forward pass (--real)")
     args = parser.parse_args()
-    if args.at is not None and not args.real:
-        parser.error("--at compares measured windows: give --real too")
+    for name in ("load", "ways", "rates", "at"):
+        if getattr(args, name) is not None and not args.real:
+            parser.error(f"--{name} is for measured windows: give --real too")
+    if args.at is not None and (args.rates or args.ways):
+        parser.error("--at compares sloserve without drafts and by need, at one rate")
+    args.targets = TARGETS[args.targets]
+    args.windows = args.windows or (WINDOW_S if args.real else args.targets.window_s)
+    args.repeats = args.repeats or (2 if args.real else args.targets.repeats)
+    args.load, args.ways = args.load or "conversation", args.ways or list(WAYS)
     args.texts = args.texts or (["copying-0"] if args.real else list(TEXTS))
     return args
 

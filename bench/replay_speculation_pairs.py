@@ -5,7 +5,8 @@ Do drafts by need cost promises where a replica is at its limit? Pairs of window
 
 `sloserve` without drafts and by need meet the same arrivals, one after the other, and who is first
 changes with every repeat; each repeat has other arrivals. The service, its prompts and the load are
-those of replay_speculation_real.py. Windows are kept in bench/results/speculation/pairs/.
+those of replay_speculation_real.py (`--load`, `--targets`). Windows are kept in `pairs` (or
+`pairs-mix`) beside what was simulated under the same promises.
 """
 
 import argparse
@@ -14,20 +15,21 @@ import json
 import statistics
 from collections.abc import Sequence
 
-from bench.replay_speculation_real import RESULTS, Result, Way, measured_profile, window
+from bench.replay_speculation_real import measured_profile, window
+from bench.replay_speculation_table import Result
+from bench.replay_speculation_ways import Series, Way
 from rich.console import Console
 
 from sloserve.load.report import provenance, write_json
 from sloserve.load.summary import ALL
 
-PAIRS = RESULTS.parent / "pairs"
 MODES = ("Never", "Auto")
 
 
 def compare(args: argparse.Namespace, console: Console) -> int:
     """Measure the pairs that are not there yet and print all; the exit code."""
-    PAIRS.mkdir(parents=True, exist_ok=True)
-    profile = measured_profile(args.threads)
+    series = Series(args.targets, args.load, args.windows, args.threads)
+    profile = measured_profile(series)
     pairs: list[dict[str, Result]] = []
     for text in args.texts:
         for repeat in range(args.repeats):
@@ -35,10 +37,10 @@ def compare(args: argparse.Namespace, console: Console) -> int:
             for mode in MODES if repeat % 2 else MODES[::-1]:
                 way = Way(text, "sloserve", mode)
                 key = {"windows": args.windows, "threads": args.threads}
-                path = PAIRS / f"{way.name}-{args.at:.2f}-{repeat}.json"
+                path = series.file(f"{way.name}-{args.at:.2f}-{repeat}", folder="pairs")
                 if not path.exists() or json.loads(path.read_text("utf-8"))["key"] != key:
                     found = asyncio.run(
-                        window(way, args, rate=args.at, profile=profile, repeat=repeat)
+                        window(series, way, rate=args.at, profile=profile, repeat=repeat)
                     )
                     del found["steps"]
                     write_json(path, {"key": key, "made": provenance(), "mode": mode} | found)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.replay_speculation_targets import Targets
 from matplotlib import pyplot as plt
 from matplotlib.ticker import PercentFormatter
 from rich.console import Console
@@ -17,14 +18,16 @@ BAR = 1.5
 
 
 def summarise(
-    curves: Sequence[dict[str, Any]], folder: Path, *, machine: str, console: Console
+    curves: Sequence[dict[str, Any]], targets: Targets, *, machine: str, console: Console
 ) -> None:
-    """Print the table; write summary-MACHINE.md, .json and .png to `folder`."""
+    """Print the table; write summary-MACHINE.md, .json and .png to the folder of `targets`."""
+    folder = targets.folder
     best = best_settings(curves)
     lines = [
         *capacities(best),
         "",
-        "Capacity: requests/s at which 90 % keep every promise. Simulated.",
+        f"Capacity: requests/s at which 90 % keep every promise of {targets.manifest.name}; none:"
+        " fewer do at every rate. Simulated.",
         "",
         *goodputs(best),
     ]
@@ -139,4 +142,6 @@ def _ratio(ours: float | None, other: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value else "none"

@@ -44,9 +44,11 @@ if __name__ == "__main__" and any(k not in os.environ for k in malloc_environmen
 
 from sloserve.engine.clock import Clock, RealClock
 from sloserve.engine.events import Chunk, Event, Generate
-from sloserve.engine.loop import Engine
+from sloserve.engine.loop import Emit, Engine
 from sloserve.engine.ngram import NgramDrafter
+from sloserve.engine.runner import Runner
 from sloserve.engine.sampling import SamplingParams
+from sloserve.engine.tokenizer import Tokenizer
 from sloserve.model.hardware import num_cores
 from sloserve.model.load import load_model
 from sloserve.model.profile import measure
@@ -131,6 +133,53 @@ def speculating(runner: TorchRunner, way: str) -> Speculating | None:
     return Speculating(drafter, fixed=FIXED if way == "fixed" else None)
 
 
+def new_engine(
+    runner: Runner,
+    tokenizer: Tokenizer,
+    model: StepModel,
+    *,
+    max_running: int,
+    clock: Clock,
+    emit: Emit,
+    speculating: Speculating | None,
+) -> Engine:
+    """An engine of its own around the runner, which no other may use meanwhile."""
+    facts = runner.facts
+    scheduler = Scheduler(
+        make_policy("sloserve"),
+        model,
+        OnlineCorrection(),
+        Limits(
+            block_size=facts.block_size,
+            num_blocks=facts.num_blocks,
+            max_running=max_running,
+        ),
+        new_law=LengthLaw,
+        max_model_len=facts.max_model_len,
+        prefix_caching=False,
+        speculating=speculating,
+    )
+    return Engine(scheduler, runner, tokenizer, clock=clock, emit=emit)
+
+
+def ask(
+    engine: Engine, number: int, prompt: Sequence[int], *, temperature: float, num_output: int
+) -> None:
+    """A request that answers with so many tokens; its key and its seed are `number`."""
+    sampling = SamplingParams(
+        temperature=temperature, seed=number, max_tokens=num_output, ignore_eos=True
+    )
+    engine.add(
+        Generate(
+            key=str(number),
+            prompt=list(prompt),
+            sampling=sampling,
+            promise=PATIENT,
+            arrival_s=engine.clock.now_s(),
+        )
+    )
+
+
 def run(
     runner: TorchRunner,
     tokenizer: HfTokenizer,
@@ -147,21 +196,7 @@ def run(
     All prompts at once, or `width` at a time, through an engine of their own; what it learned of
     drafts stays.
     """
-    facts, streams = runner.facts, width or len(prompts)
-    scheduler = Scheduler(
-        make_policy("sloserve"),
-        model,
-        OnlineCorrection(),
-        Limits(
-            block_size=facts.block_size,
-            num_blocks=facts.num_blocks,
-            max_running=streams,
-        ),
-        new_law=LengthLaw,
-        max_model_len=facts.max_model_len,
-        prefix_caching=False,
-        speculating=speculating,
-    )
+    streams = width or len(prompts)
     outputs: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
 
     def emit(events: list[tuple[str, Event]]) -> None:
@@ -169,25 +204,23 @@ def run(
             if isinstance(event, Chunk):
                 outputs[key] += event.token_ids
 
-    engine = Engine(scheduler, runner, tokenizer, clock=clock, emit=emit)
+    engine = new_engine(
+        runner,
+        tokenizer,
+        model,
+        max_running=streams,
+        clock=clock,
+        emit=emit,
+        speculating=speculating,
+    )
     gc.collect()
     for number, prompt in enumerate(prompts):
-        sampling = SamplingParams(
-            temperature=temperature, seed=number, max_tokens=num_output, ignore_eos=True
-        )
-        engine.add(
-            Generate(
-                key=str(number),
-                prompt=list(prompt),
-                sampling=sampling,
-                promise=PATIENT,
-                arrival_s=engine.clock.now_s(),
-            )
-        )
+        ask(engine, number, prompt, temperature=temperature, num_output=num_output)
     while sum(map(bool, outputs.values())) < streams:  # prefills are the same in every way
         engine.turn()
     num_before = sum(map(len, outputs.values()))
-    counters, steps_before = scheduler.counters, scheduler.counters.num_steps
+    counters = engine.scheduler.counters
+    steps_before = counters.num_steps
     start_s = clock.now_s()
     while engine.has_work:
         engine.turn()
@@ -248,30 +281,32 @@ def shown(line: Line) -> str:
     )
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is measured, and on what."""
     parser.add_argument("--model", default="builtin://tiny")
     parser.add_argument("--drafter", default="ngram", help="ngram, or the source of a draft model")
     parser.add_argument("--widths", default="1,8,32")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--temperatures", default="0,0.7")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=int, default=96)
-    parser.add_argument("--answers", type=int, default=1, help="of each stream, one by one (1)")
-    parser.add_argument("--ways", default=",".join(WAYS), help="off first")
+    parser.add_argument(
+        "--answers", type=int, default=1, help="of a stream, one by one (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cpu-time", action="store_true", help="on a machine that others use")
     parser.add_argument("--profile", default=None, help="step times, instead of measuring them")
     parser.add_argument("--json", type=Path, default=None)
-    args = parser.parse_args()
-    clock: Clock = CpuClock() if args.cpu_time else RealClock()
-    args.threads = 1 if args.cpu_time else args.threads
-    ways = args.ways.split(",")
-    if ways[0] != "off" or not set(ways) <= set(WAYS):
-        parser.error(f"--ways {args.ways}: off, and more of {', '.join(WAYS)}")
 
+
+def clock_of(args: argparse.Namespace) -> Clock:
+    """The clock that was asked for; processor time is that of one thread."""
+    args.threads = 1 if args.cpu_time else args.threads
+    return CpuClock() if args.cpu_time else RealClock()
+
+
+def loaded(args: argparse.Namespace, clock: Clock) -> tuple[TorchRunner, HfTokenizer, StepModel]:
+    """The model, its tokenizer and its step times: measured, unless they are given."""
     runner, tokenizer = load_model(
         resolve_source(args.model),
         model=ModelSpec(source=args.model, served_name="bench", max_model_len=2048),
@@ -279,16 +314,31 @@ def main() -> None:
         drafter=None if args.drafter == "ngram" else resolve_source(args.drafter),
     )
     if args.profile:
-        model = load_profile(args.profile).step
-    else:
-        model = measure(
-            runner,
-            model=args.model,
-            threads=args.threads,
-            clock=clock.now_s,
-            max_mape=9.0,
-            max_p95=9.0,
-        ).step
+        return runner, tokenizer, load_profile(args.profile).step
+    profile = measure(
+        runner,
+        model=args.model,
+        threads=args.threads,
+        clock=clock.now_s,
+        max_mape=9.0,
+        max_p95=9.0,
+    )
+    return runner, tokenizer, profile.step
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", default=",".join(WAYS), help="off first")
+    args = parser.parse_args()
+    clock = clock_of(args)
+    ways = args.ways.split(",")
+    if ways[0] != "off" or not set(ways) <= set(WAYS):
+        parser.error(f"--ways {args.ways}: off, and more of {', '.join(WAYS)}")
+
+    runner, tokenizer, model = loaded(args, clock)
     print(f"{runner.facts.hardware}, {runner.facts.dtype}; {model}", flush=True)
     print("| text | temperature | streams | drafts | tokens/s against off | tokens/s |"
           " tokens a step | accepted | same text |")  # fmt: skip

@@ -283,3 +283,16 @@ def test_a_group_that_is_drafted_for_in_vain_is_asked_every_so_many_steps_only(
     in_vain = answers(10)
     assert hopeful == in_vain == 1280
     assert drafter.asked - before <= in_vain / EXPLORE_STEPS
+
+
+def test_many_streams_are_asked_for_as_long_as_their_drafts_are_right(drafted: Any) -> None:
+    """Asking 40 times takes 0.4 ms beside a step of 10: it must pay, not be cheap."""
+    limits = Limits(block_size=4, num_blocks=2048, max_running=64, max_batch_tokens=512)
+    world = drafted(Speculating(Parrot()), limits=limits)
+    for _ in range(40):
+        world.add(world.request(1, output=60, tpot_s=10.0))
+    commit(world, world.plan(), num_accepted=0)
+    for _ in range(5):
+        batch = world.plan()
+        assert min(row.num_drafts for row in batch.rows) >= 2
+        commit(world, batch, num_accepted=4)

@@ -7,7 +7,7 @@ from typing import Protocol
 from sloserve.perf import StepModel
 from sloserve.planner import Limits, Row, Tier
 from sloserve.planner.acceptance import Acceptance
-from sloserve.planner.asking import PROPOSE_S, Asking
+from sloserve.planner.asking import Asking
 from sloserve.planner.speculation import (
     Draftable,
     draft_lengths,
@@ -23,9 +23,6 @@ HEADROOM_SHARE = 0.05
 EXPLORE_STEPS = 64
 """Every so many steps, those that drafts did not pay for get a single one, as far as the step has
 room: they may pay now."""
-MAX_PROPOSE_SHARE = 0.02
-"""Where asking for drafts costs more than this share of the step, only those who need drafts are
-asked for (32 streams of the small model)."""
 FACTOR_RATE = 0.05
 MAX_FACTOR = 1.5
 FACTOR_FADE = 0.999
@@ -121,23 +118,26 @@ class Speculating:
         load = load_of(rows, room_s=room_s, max_tokens=limits.max_batch_tokens)
         step_s = model.step_s(load.num_tokens, context=load.context, pairs=load.pairs)
         next_end_s = now_s + 2 * step_s + margin_s
-        shortest = min([row.start for row in decodes]) + 1
-        least = least_chance(load, model, context=shortest)
-        offered: dict[int, Proposal] = {}
-        draftable: list[Draftable] = []
-        spare = holdings.pool.num_free - int(HEADROOM_SHARE * limits.num_blocks)
-        roomy = self._fixed or len(decodes) * PROPOSE_S <= MAX_PROPOSE_SHARE * step_s
         self._num_steps += 1
         explores = self._num_steps % EXPLORE_STEPS == 0
         asks = {
             group: self._fixed or explores or self.asking.pays(group, load, step_s=step_s)
             for group in {row.request.draft_group for row in decodes}
         }
-        for row in decodes:
+        asked = []
+        for row in decodes:  # in most steps of sampled answers nobody is asked for: kept lean
+            num_needed = _num_needed(row.request.row, by_s=next_end_s)
+            if num_needed > 1 or asks[row.request.draft_group]:
+                asked.append((row, num_needed))
+        if not asked:
+            return
+        shortest = min([row.start for row in decodes]) + 1
+        least = least_chance(load, model, context=shortest)
+        offered: dict[int, Proposal] = {}
+        draftable: list[Draftable] = []
+        spare = holdings.pool.num_free - int(HEADROOM_SHARE * limits.num_blocks)
+        for row, num_needed in asked:
             request = row.request
-            num_needed = _num_needed(request.row, by_s=next_end_s)
-            if num_needed <= 1 and not (roomy and asks[request.draft_group]):
-                continue
             num_known = request.row.num_known
             room = len(request.blocks) * limits.block_size
             if spare > len(decodes):  # a block more for everyone would not hurt
