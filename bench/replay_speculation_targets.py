@@ -41,6 +41,16 @@ TARGETS = {
         repeats=2,
         common={"conversation": 13, "mix": 13},
     ),
+    "quarter": Targets(
+        HERE / "targets-quarter.yaml",
+        RESULTS / "quarter",
+        chunks=(64, 128, 192),
+        wide_chunks=(64, 128, 192),
+        first={"fcfs": 3, "sloserve": 10},
+        window_s=120.0,
+        repeats=2,
+        common={"conversation": 9, "mix": 9},
+    ),
     "tight": Targets(
         HERE / "targets-tight.yaml",
         RESULTS / "tight",
