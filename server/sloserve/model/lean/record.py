@@ -11,7 +11,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from sloserve.model.structure import use_attention
 
-_NAME = "sloserve_lean_record"
+_NAME = "lean_record"
 NUM_TOKENS = 12
 
 
